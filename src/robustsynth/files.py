@@ -1,0 +1,79 @@
+"""Files that are never half written, and the folder for what can be made again.
+
+A file is written beside its final name and renamed into place, so that a kill or a full disk leaves either
+the old file or the new one, never a damaged one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+
+@contextlib.contextmanager
+def written_beside(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on success it is renamed to `path`, otherwise removed.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with written_beside(Path(folder.name) / "a.txt") as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> (Path(folder.name) / "a.txt").read_text()
+        'whole'
+        >>> folder.cleanup()
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; the finished one gets the permissions any other new file would.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        # On the disk before the rename, or a power cut could leave the new name on an empty file.
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        TypeError: `value` holds something that JSON cannot express.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with written_beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
+            hashlib.sha256(opened.read()).hexdigest()
+        )
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder for what can be made again (decoded data, measured speeds): `$ROBUSTSYNTH_CACHE` or the
+    platform's cache folder. It is made if missing."""
+    root = os.environ.get("ROBUSTSYNTH_CACHE") or platformdirs.user_cache_dir("robustsynth")
+    folder = Path(root).joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,1 @@
+"""Classifiers, the networks inside them, and their files."""

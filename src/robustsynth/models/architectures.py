@@ -1,0 +1,51 @@
+"""The networks that can be built by name. A new one is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.resnet import BasicBlock, Bottleneck, ResNet
+from robustsynth.models.small_cnn import SmallCNN
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "small-cnn": SmallCNN,
+}
+
+
+def build_network(
+    architecture: str, *, classes: int, width: int | None = None, channels: int = 3, image_size: int = 32
+) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        architecture: a name in `ARCHITECTURES`.
+        classes: number of logits, 2 or more.
+        width: base width; the architecture's standard one where None.
+        channels: channels of the images, 1 or 3.
+        image_size: side of the images in pixels.
+
+    Raises:
+        UnknownNameError: no such architecture.
+        UserError: a count or a size that makes no network.
+
+    Example:
+        >>> sum(p.numel() for p in build_network("resnet18", classes=10).parameters())
+        11173962
+    """
+    if architecture not in ARCHITECTURES:
+        raise UnknownNameError("architecture", architecture, ARCHITECTURES)
+    if classes < 2:
+        raise UserError(f"expected at least 2 classes to tell apart, got {classes}")
+    for name, value in (("width", width), ("channels", channels), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise UserError(f"expected a positive {name}, got {value}")
+    options = {} if width is None else {"width": width}
+    build = ARCHITECTURES[architecture]
+    return build(classes=classes, channels=channels, image_size=image_size, **options)

@@ -1,0 +1,197 @@
+"""A classifier of images in [0, 1], with its normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustsynth.errors import UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from robustsynth.models.card import ModelCard
+    from robustsynth.models.synthesizer import Synthesizer
+
+
+class Classifier(nn.Module):
+    """Any network as a classifier: images (N, C, H, W) in [0, 1] in, logits (N, classes) out.
+
+    Make one with `load_model` or `Classifier.wrap`.
+
+    Attributes:
+        network: the network itself, which takes normalised images.
+        classes: the classes' names in the order of the logits.
+        image_size: side of the images in pixels; None where any size will do.
+        card: what is known of how it was trained and how good it is; None for a wrapped network.
+        folder: where it was loaded from, which also holds its seeds; None for a wrapped network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int | None = None,
+        card: ModelCard | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise UserError(f"expected one mean and one positive std a channel, got mean={mean}, std={std}")
+        if len(set(classes)) != len(classes) or len(classes) < 2:
+            raise UserError(f"expected two or more different class names, got {list(classes)}")
+        self.network = network
+        self.classes = tuple(str(name) for name in classes)
+        self.image_size = image_size
+        self.card = card
+        self.folder = folder
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self._synthesizers: dict[Any, Synthesizer] = {}
+
+    @classmethod
+    def wrap(
+        cls,
+        module: nn.Module,
+        *,
+        classes: Sequence[str] | int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int | None = None,
+    ) -> Classifier:
+        """Anybody's network as a `Classifier`, with no conversion.
+
+        Args:
+            module: takes normalised images (N, C, H, W), gives logits (N, classes). The representation is its
+                last linear layer's input. It is put into evaluation mode.
+            classes: names in the order of the logits, or just their number.
+            mean: per channel, in [0, 1] units; subtracted before the network. Zeros where it normalises itself.
+            std: per channel; divided by before the network. Ones where it normalises itself.
+            image_size: side that images must have; None takes them as they come.
+
+        Raises:
+            UserError: means and stds do not match, or class names are too few or not unique.
+
+        Example:
+            >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+            >>> model = Classifier.wrap(net, classes=["cat", "ship"], mean=[0.5] * 3, std=[0.2] * 3)
+            >>> model(torch.rand(4, 3, 8, 8)).shape
+            torch.Size([4, 2])
+        """
+        names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+        return cls(module, classes=names, mean=mean, std=std, image_size=image_size).eval()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images, 1 or 3."""
+        return self.mean.shape[1]
+
+    @property
+    def name(self) -> str:
+        """The model's name: its card's, its folder's, or its network's type."""
+        if self.card is not None:
+            return self.card.name
+        return self.folder.name if self.folder is not None else type(self.network).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it is on."""
+        return self.mean.device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W) in [0, 1]."""
+        self._check(images)
+        return self.network((images - self.mean) / self.std)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The same as calling the classifier."""
+        return self(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The representation R(x), (N, D): what the last linear layer is given (Santurkar et al. 2019, Eq. 5).
+
+        Raises:
+            UserError: the network has no linear layer.
+
+        Example:
+            >>> net = nn.Sequential(nn.Flatten(), nn.Linear(192, 7), nn.ReLU(), nn.Linear(7, 2))
+            >>> Classifier.wrap(net, classes=2, mean=[0] * 3, std=[1] * 3).features(torch.rand(4, 3, 8, 8)).shape
+            torch.Size([4, 7])
+        """
+        return representation(self.network, self, images)
+
+    def synthesizer(self, *, precision: str | None = None, batch_size: int | None = None) -> Synthesizer:
+        """The fast frozen twin that synthesis runs: see `robustsynth.models.synthesizer.Synthesizer`.
+
+        Args:
+            precision: ``"float32"`` or ``"bfloat16"``; measured once per model and machine where None.
+            batch_size: images a batch; measured likewise.
+        """
+        from robustsynth.models.synthesizer import build_synthesizer
+
+        # Weights that have changed since (their version counts) must not be served from the cache.
+        versions = tuple(t._version for t in (*self.network.parameters(), *self.network.buffers()))
+        key = (precision, batch_size, str(self.device), torch.get_num_threads())
+        known = self._synthesizers.get(key)
+        if known is None or known.versions != versions:
+            known = build_synthesizer(self, precision=precision, batch_size=batch_size)
+            known.versions = versions
+            self._synthesizers[key] = known
+        return known
+
+    def class_index(self, name: str | int) -> int:
+        """The position of a class given by name or index.
+
+        Raises:
+            UnknownNameError: no such class.
+            UserError: an index out of range.
+        """
+        if isinstance(name, int) or name.isdigit():
+            # A digit classifier's classes are themselves named by digits; names go first.
+            if str(name) in self.classes:
+                return self.classes.index(str(name))
+            if 0 <= int(name) < len(self.classes):
+                return int(name)
+            raise UserError(f"expected a class index from 0 to {len(self.classes) - 1}, got {name}")
+        lowered = [c.lower() for c in self.classes]
+        if name.lower() not in lowered:
+            raise UnknownNameError("class", name, self.classes, f"(model {self.name!r})")
+        return lowered.index(name.lower())
+
+    def _check(self, images: Tensor) -> None:
+        size = self.image_size
+        fits = images.ndim == 4 and images.shape[1] == self.channels
+        if not fits or (size is not None and images.shape[2:] != (size, size)):
+            side = "H, W" if size is None else f"{size}, {size}"
+            raise UserError(
+                f"expected images (N, {self.channels}, {side}) for model {self.name!r}, got {tuple(images.shape)}"
+            )
+
+
+def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
+    """The input of the linear layer of `network` that runs last while ``call(images)`` runs."""
+    captured: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        for module in network.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        call(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not captured:
+        raise UserError(
+            "expected a network whose last layer is linear, to take its input as the representation; "
+            f"{type(network).__name__} has no linear layer"
+        )
+    return captured[-1].flatten(1).float()

@@ -1,0 +1,244 @@
+"""The loop: projected gradient descent on images. Everything else in this package states problems for it.
+
+For each image, x ← project(x − step_size · direction(∇ₓ objective(x))) (Santurkar et al. 2019, Equation 1 and
+Appendix A.1; the details are those of the authors' published loop: no momentum, no noise, the best-loss
+iterate of x₀ … x_T is returned).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustsynth.constraints import Constraint
+from robustsynth.errors import UserError
+
+Objective = Callable[[Tensor], Tensor]
+"""Images (N, C, H, W) in, one number an image (N,) out; lower is better."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Where to start, what to stay near, what to minimise, what to respect.
+
+    Args:
+        start: x₀, (N, C, H, W) in [0, 1]; projected onto the constraint before the first step.
+        center: what the constraint is centred on, of the same shape; `start` itself where None.
+        objective: images to (N,) losses, lower is better. There is no ``targeted`` flag: the sign lives here.
+        constraint: `L2Ball`, `LinfBall`, `Box`, or anything with their three methods.
+
+    Raises:
+        UserError: the shapes differ, or values are not finite numbers in [0, 1].
+    """
+
+    start: Tensor
+    objective: Objective
+    constraint: Constraint
+    center: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.center is not None and self.center.shape != self.start.shape:
+            raise UserError(
+                f"expected a center of the start's shape {tuple(self.start.shape)}, got {tuple(self.center.shape)}"
+            )
+        for name, images in (("start", self.start), ("center", self.center)):
+            if images is not None:
+                check_images(images, name)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iterate: `images` x_index (N, C, H, W), and its `loss` (N,).
+
+    `failures` maps the position of an image whose loss, gradient or pixels stopped being finite to the step
+    at which they did; such an image stays as it last was, and the others go on.
+    """
+
+    index: int
+    images: Tensor
+    loss: Tensor
+    failures: Mapping[int, int] = field(default_factory=dict)
+
+
+class NonFiniteError(UserError):
+    """Some images met a NaN or an infinity. The others are complete, in `images`.
+
+    Attributes:
+        images: every image of the job; a failed one as it last was.
+        failures: position of each failed image → the step at which it failed.
+    """
+
+    def __init__(self, images: Tensor, failures: Mapping[int, int]) -> None:
+        named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
+        more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
+        super().__init__(
+            f"expected finite losses, gradients and pixels, got NaN or infinity for {named}{more}; "
+            f"the other {len(images) - len(failures)} images are complete. "
+            "Try --precision float32, a smaller step size, or check the model's weights."
+        )
+        self.images, self.failures = images, dict(failures)
+
+
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Raise a `UserError` unless `images` is a floating (N, C, H, W) tensor of finite values in [0, 1].
+
+    Example:
+        >>> check_images(torch.full((1, 3, 2, 2), 255.0))
+        Traceback (most recent call last):
+        robustsynth.errors.UserError: expected images with values in [0, 1], got [255, 255]; divide 8-bit \
+images by 255
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise UserError(
+            f"expected {name} as a floating tensor (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    if images.numel() == 0:
+        return
+    low, high = images.amin().item(), images.amax().item()
+    if low >= 0 and high <= 1:
+        return
+    broken = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+    if broken:
+        raise UserError(f"expected finite {name}, got NaN or infinity in image {broken[0]} before the first step")
+    raise UserError(
+        f"expected {name} with values in [0, 1], got [{low:.4g}, {high:.4g}]; divide 8-bit images by 255"
+    )
+
+
+def pgd_steps(
+    problem: Problem,
+    *,
+    step_size: float | Callable[[int], float],
+    steps: int,
+    score_last: bool = True,
+) -> Iterator[Step]:
+    """Run the loop, handing over each iterate x₀ … x_T with its loss.
+
+    A progress bar, a GIF, a live preview, early stopping and a cancel button are each a ``for`` loop over
+    this generator. The tensors it yields are not changed afterwards.
+
+    Args:
+        problem: see `Problem`.
+        step_size: the length of a step in the constraint's norm, or a function of the step's index.
+        steps: T, the number of steps; 0 yields x₀ alone.
+        score_last: whether x_T is scored, which costs one more forward pass; otherwise its loss is NaN.
+
+    Yields:
+        T + 1 `Step`s.
+
+    Raises:
+        UserError: steps below 0, or a step size that is not a positive finite number.
+
+    Example:
+        >>> from robustsynth.constraints import L2Ball
+        >>> darker = Problem(torch.full((1, 1, 2, 2), 0.5), lambda x: x.sum((1, 2, 3)), L2Ball(1.0))
+        >>> [round(s.loss.item(), 2) for s in pgd_steps(darker, step_size=0.5, steps=3)]
+        [2.0, 1.0, 0.0, 0.0]
+    """
+    if steps < 0:
+        raise UserError(f"expected 0 or more steps, got {steps}")
+    center = problem.start if problem.center is None else problem.center
+    with torch.no_grad():
+        images = problem.constraint.project(problem.start, center)
+    failures: dict[int, int] = {}
+    for index in range(steps):
+        length = step_size(index) if callable(step_size) else step_size
+        if not (0 < length < float("inf")):
+            raise UserError(f"expected a positive finite step size, got {length} at step {index}")
+        loss, grad = _loss_and_gradient(problem.objective, images)
+        with torch.no_grad():
+            moved = images - length * problem.constraint.direction(grad)
+            moved = problem.constraint.project(moved, center)
+            # One sum tells whether anything at all is wrong; only then is it asked which image.
+            if not bool(torch.isfinite(loss.sum() + grad.sum() + moved.sum())):
+                finite = torch.isfinite(loss) & _finite(grad) & _finite(moved)
+                for position in (~finite).nonzero().flatten().tolist():
+                    failures.setdefault(position, index)
+            if failures:
+                frozen = torch.tensor(sorted(failures), device=images.device)
+                moved[frozen] = images[frozen]
+        yield Step(index, images, loss, dict(failures))
+        images = moved
+    last = _loss(problem.objective, images) if score_last else torch.full((len(images),), float("nan"))
+    if score_last and not bool(torch.isfinite(last).all()):
+        for position in (~torch.isfinite(last)).nonzero().flatten().tolist():
+            failures.setdefault(position, steps)
+    yield Step(steps, images, last, dict(failures))
+
+
+def pgd(
+    problem: Problem,
+    *,
+    step_size: float | Callable[[int], float],
+    steps: int,
+    use_best: bool = True,
+    on_step: Callable[[Step], object] | None = None,
+) -> Tensor:
+    """The images (N, C, H, W) that the loop ends with.
+
+    Args:
+        problem: see `Problem`.
+        step_size: as for `pgd_steps`.
+        steps: T, the number of steps.
+        use_best: return, for each image, the iterate of lowest loss among x₀ … x_T, as the authors do, rather
+            than x_T.
+        on_step: called with every `Step`; returning ``False`` stops the loop there.
+
+    Raises:
+        NonFiniteError: an image met a NaN or an infinity; the error carries the other, complete, images.
+
+    Example:
+        >>> from robustsynth.constraints import LinfBall
+        >>> start = torch.full((1, 1, 1, 2), 0.5)
+        >>> pgd(Problem(start, lambda x: x.sum((1, 2, 3)), LinfBall(0.25)), step_size=0.1, steps=9).tolist()
+        [[[[0.25, 0.25]]]]
+    """
+    best: Tensor | None = None
+    best_loss: Tensor | None = None
+    step: Step | None = None
+    for step in pgd_steps(problem, step_size=step_size, steps=steps, score_last=use_best):
+        if use_best:
+            best, best_loss = _keep_best(best, best_loss, step)
+        if on_step is not None and on_step(step) is False:
+            break
+    assert step is not None
+    result = best if use_best and best is not None else step.images
+    if step.failures:
+        raise NonFiniteError(result, step.failures)
+    return result
+
+
+def _keep_best(best: Tensor | None, best_loss: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
+    if best is None or best_loss is None:
+        # An image that fails at once must still be replaceable, so its loss counts as infinitely bad.
+        return step.images.clone(), step.loss.nan_to_num(nan=float("inf"))
+    better = step.loss < best_loss
+    best = torch.where(better.view(-1, 1, 1, 1), step.images, best)
+    return best, torch.where(better, step.loss, best_loss)
+
+
+def _loss_and_gradient(objective: Objective, images: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        variable = images.detach().requires_grad_(True)
+        loss = _checked(objective(variable), len(images))
+        # Summed, never averaged: an image's step must not depend on how many others are in the batch.
+        (grad,) = torch.autograd.grad(loss.sum(), variable)
+    return loss.detach(), grad
+
+
+def _loss(objective: Objective, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return _checked(objective(images), len(images))
+
+
+def _checked(loss: Tensor, count: int) -> Tensor:
+    if loss.shape != (count,):
+        raise UserError(f"expected the objective to give one number an image, ({count},), got {tuple(loss.shape)}")
+    return loss
+
+
+def _finite(values: Tensor) -> Tensor:
+    return torch.isfinite(values).flatten(1).all(1)

@@ -1,0 +1,204 @@
+"""Where generation starts: simple distributions of images for each class (Santurkar et al. 2019, Section 3.1).
+
+Three distributions are fitted on training images and kept in one small file beside the model, so that nobody
+needs the training data to sample: independent normals a pixel, multivariate normals of low rank, and, with nothing
+to fit, uniform noise. Large images are fitted at a quarter of their resolution, as the paper does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustsynth import randomness
+from robustsynth.errors import UserError
+from robustsynth.files import written_beside
+
+RANK = 96
+"""Directions kept of each class's covariance; the rest is kept as its mean variance."""
+
+RIDGE = 1e-4
+"""What the paper adds to the covariance's diagonal."""
+
+SEEDS_FILE = "seeds.safetensors"
+
+
+@dataclass(frozen=True)
+class ClassSeeds:
+    """Fitted start distributions of every class.
+
+    Attributes:
+        image_size: side of the images to start from, in pixels.
+        mean: (K, C, h, w), of each class.
+        std: (K, C, h, w), of each pixel.
+        basis: (K, R, C·h·w), directions of the covariance scaled by their standard deviation.
+        residual: (K,), mean variance a pixel outside of the basis.
+    """
+
+    image_size: int
+    mean: Tensor
+    std: Tensor
+    basis: Tensor
+    residual: Tensor
+
+    def normal(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Independent normals a pixel (duke2023's univariate seeds): (N, C, h, w), not yet in [0, 1]."""
+        return self.mean[labels] + self.std[labels] * randomness.normal(generators, self.mean.shape[1:])
+
+    def multivariate(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """N(μ_y, Σ_y + 1e-4·I), Σ_y of low rank: (N, C, h, w), not yet in [0, 1]."""
+        along = randomness.normal(generators, self.basis.shape[1:2])
+        noise = randomness.normal(generators, self.mean.shape[1:])
+        # One image at a time: a batched product may round an image differently in another batch.
+        offsets = [a @ self.basis[label] for a, label in zip(along, labels.tolist(), strict=True)]
+        spread = (self.residual[labels] + RIDGE).sqrt().view(-1, 1, 1, 1)
+        return self.mean[labels] + torch.stack(offsets).view(-1, *self.mean.shape[1:]) + spread * noise
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``seeds.safetensors`` (float16) into `folder`, whole or not at all."""
+        tensors = {"mean": self.mean, "std": self.std, "basis": self.basis, "residual": self.residual.clone()}
+        small = {name: t.to(torch.float16).contiguous() for name, t in tensors.items() if name != "residual"}
+        path = Path(folder) / SEEDS_FILE
+        with written_beside(path) as temporary:
+            save_file(
+                {**small, "residual": self.residual.float()},
+                temporary,
+                metadata={"image_size": str(self.image_size)},
+            )
+        return path
+
+    @classmethod
+    def load(cls, folder: Path | str) -> ClassSeeds:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: there is no such file, or it is damaged.
+        """
+        path = Path(folder) / SEEDS_FILE
+        if not path.exists():
+            raise UserError(
+                f"expected class seeds in {path}, found none; "
+                "use --seeds-from uniform or a folder of start images, or fit them with robustsynth train"
+            )
+        try:
+            with safe_open(path, "pt") as opened:
+                values = {name: opened.get_tensor(name).float() for name in ("mean", "std", "basis", "residual")}
+                return cls(image_size=int((opened.metadata() or {})["image_size"]), **values)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"expected class seeds in {path}, but it is damaged ({error}); restore it") from None
+
+
+def fit_class_seeds(
+    images: np.ndarray, labels: np.ndarray, *, classes: int, image_size: int, rank: int = RANK
+) -> ClassSeeds:
+    """Fit the start distributions of every class on training images.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        labels: (N,) integers.
+        classes: number of classes K.
+        image_size: side of the images that generation will start from.
+        rank: directions kept of each class's covariance.
+
+    Raises:
+        UserError: a class with fewer than two images.
+
+    Example:
+        >>> pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+        >>> seeds = fit_class_seeds(pictures, np.arange(20) % 2, classes=2, image_size=8)
+        >>> sample_seeds(seeds, "multivariate", torch.tensor([0, 1]), randomness.image_generators(0, [0, 1])).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    side = image_size if image_size <= 64 else image_size // 4
+    fitted: dict[str, list[Tensor]] = {"mean": [], "std": [], "basis": [], "residual": []}
+    for label in range(classes):
+        chosen = np.flatnonzero(labels == label)
+        if len(chosen) < 2:
+            raise UserError(f"expected at least 2 images of each class to fit seeds, got {len(chosen)} of class {label}")
+        pixels = _reduced(images, chosen, side)
+        mean = pixels.mean(0)
+        centred = (pixels - mean).flatten(1)
+        kept = min(rank, len(chosen) - 1, centred.shape[1])
+        # The algorithm draws random directions to start from; forked, so that nobody's stream of numbers moves.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, scale, directions = torch.svd_lowrank(centred, q=min(kept + 16, *centred.shape), niter=4)
+        basis = (directions[:, :kept] * scale[:kept] / (len(chosen) - 1) ** 0.5).T
+        basis = F.pad(basis, (0, 0, 0, rank - kept))
+        total = centred.var(0).sum()
+        fitted["mean"].append(mean)
+        fitted["std"].append(pixels.std(0))
+        fitted["basis"].append(basis)
+        fitted["residual"].append(((total - (basis**2).sum()) / centred.shape[1]).clamp_min(0))
+    return ClassSeeds(image_size=image_size, **{name: torch.stack(rows) for name, rows in fitted.items()})
+
+
+def sample_seeds(
+    seeds: ClassSeeds | None,
+    kind: str,
+    labels: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    shape: tuple[int, int, int] | None = None,
+    upsampling: str = "nearest",
+) -> Tensor:
+    """Start images (N, C, H, W) in [0, 1], one generator an image.
+
+    Args:
+        seeds: the model's fitted seeds; may be None for ``"uniform"``.
+        kind: ``"uniform"``, ``"normal"`` or ``"multivariate"``.
+        labels: (N,) integers.
+        generators: one an image.
+        shape: (C, H, W), needed where `seeds` is None.
+        upsampling: ``"nearest"`` (the paper's) or ``"bicubic"``, from the resolution that seeds were fitted at.
+
+    Raises:
+        UserError: an unknown kind, or fitted seeds that are missing.
+
+    Example:
+        >>> generators = randomness.image_generators(0, [0, 1])
+        >>> sample_seeds(None, "uniform", torch.tensor([3, 3]), generators, shape=(3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    if kind == "uniform":
+        if shape is None:
+            raise UserError("expected the shape (C, H, W) of the images to start from uniform noise, got none")
+        return randomness.uniform(generators, shape)
+    if kind not in SEED_KINDS:
+        raise UserError(f"expected seeds of kind {', '.join(SEED_KINDS)}, or a folder of images, got {kind!r}")
+    if seeds is None:
+        raise UserError(
+            f"expected fitted seeds for --seeds-from {kind}, but this model has none; "
+            "use --seeds-from uniform or a folder of start images"
+        )
+    drawn = seeds.normal(labels, generators) if kind == "normal" else seeds.multivariate(labels, generators)
+    drawn = drawn.clamp(0, 1)
+    if drawn.shape[-1] == seeds.image_size:
+        return drawn
+    size = (seeds.image_size, seeds.image_size)
+    if upsampling == "nearest":
+        return F.interpolate(drawn, size=size, mode="nearest")
+    return F.interpolate(drawn, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def _reduced(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:
+    """The chosen images as float (n, C, side, side) in [0, 1], a few hundred at a time to bound memory."""
+    parts = []
+    for start in range(0, len(chosen), 256):
+        part = torch.from_numpy(np.ascontiguousarray(images[chosen[start : start + 256]]))
+        part = part.permute(0, 3, 1, 2).float() / 255
+        if part.shape[-1] != side:
+            part = F.interpolate(part, size=(side, side), mode="area")
+        parts.append(part)
+    return torch.cat(parts)
+
+
+SEED_KINDS = ("uniform", "normal", "multivariate")

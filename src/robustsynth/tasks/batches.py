@@ -1,0 +1,60 @@
+"""Jobs of any size in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robustsynth.pgd import NonFiniteError, Problem, Step, pgd
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Finished images of a job: their `indices` in it, `images` (n, C, H, W) on the CPU, and the step at which
+    each one that failed did, by index."""
+
+    indices: tuple[int, ...]
+    images: Tensor
+    failures: dict[int, int]
+
+
+def solve_in_batches(
+    indices: Sequence[int],
+    state: Callable[[Sequence[int]], Problem],
+    *,
+    batch_size: int,
+    step_size: float | Callable[[int], float],
+    steps: int,
+    use_best: bool = True,
+    on_step: Callable[[Sequence[int], Step], object] | None = None,
+) -> Iterator[Batch]:
+    """Solve the problem of each image, a batch at a time, and hand over each batch as it is done.
+
+    Every batch has the same size, the last one padded with repetitions: libraries choose other kernels for other
+    batch sizes, and an image's bytes must not depend on its company.
+
+    Args:
+        indices: of the images wanted.
+        state: states the problem of the images with given indices.
+        batch_size: images a batch.
+        step_size: as for `pgd`.
+        steps: as for `pgd`.
+        use_best: as for `pgd`.
+        on_step: called with the batch's indices and each `Step`; returning False ends the batch there.
+    """
+    for start in range(0, len(indices), batch_size):
+        wanted = tuple(indices[start : start + batch_size])
+        padded = wanted + wanted[-1:] * (batch_size - len(wanted))
+
+        def call(step: Step, wanted: tuple[int, ...] = wanted) -> object:
+            return None if on_step is None else on_step(wanted, step)
+
+        failures: dict[int, int] = {}
+        try:
+            images = pgd(state(padded), step_size=step_size, steps=steps, use_best=use_best, on_step=call)
+        except NonFiniteError as error:
+            images = error.images
+            failures = {wanted[p]: step for p, step in error.failures.items() if p < len(wanted)}
+        yield Batch(wanted, images[: len(wanted)].detach().cpu(), failures)

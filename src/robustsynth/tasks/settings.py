@@ -1,0 +1,89 @@
+"""How a task's settings are found.
+
+In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
+and what the preset ``best`` names); the paper's. A preset's ℓ2 sizes that were published for 224² images scale with
+the side of the model's images, because an ℓ2 distance over equally changed pixels does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from typing import Any, TypeVar
+
+from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.classifier import Classifier
+from robustsynth.models.resnet import SMALL_IMAGE
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+S = TypeVar("S")
+
+BEST = "best"
+
+
+def preset_names() -> list[str]:
+    """The named presets, ``best`` included.
+
+    Example:
+        >>> preset_names()
+        ['best', 'duke2023', 'hse2025', 'mcgill2019', 'paper']
+    """
+    files = resources.files("robustsynth.tasks").joinpath("presets").iterdir()
+    return sorted([BEST, *(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))])
+
+
+def resolve_settings(
+    kind: type[S], task: str, model: Classifier, *, preset: str | None = None, given: dict[str, Any] | None = None
+) -> S:
+    """The settings of `task` for `model`, as an instance of the frozen dataclass `kind`.
+
+    Args:
+        kind: the task's settings class.
+        task: the task's name.
+        model: for its card's tuned settings and its images' size.
+        preset: a name of `preset_names`, or None for the model's own.
+        given: what the caller said, by field name; None values count as not said.
+
+    Raises:
+        UnknownNameError: an unknown preset or field.
+        UserError: a value that does not fit its field.
+    """
+    given = {name: value for name, value in (given or {}).items() if value is not None}
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    for name in given:
+        if name not in fields:
+            raise UnknownNameError(f"setting of {task}", name, fields)
+    values = _preset_values("paper", task, model, given)
+    if preset in (None, BEST):
+        tuned = {} if model.card is None else model.card.tasks.get(task, {})
+        values |= {name: value for name, value in tuned.items() if name in fields}
+    else:
+        values |= _preset_values(preset, task, model, given)
+    return kind(**(values | given))
+
+
+def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, Any]) -> dict[str, Any]:
+    """The preset's values for images of the model's size; rows that match better come later in the file."""
+    if preset not in preset_names():
+        raise UnknownNameError("preset", preset, preset_names())
+    text = resources.files("robustsynth.tasks").joinpath("presets", f"{preset}.toml").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = tomllib.loads(text).get(task, [])
+    side = model.image_size or 32
+    fitting = "small" if side <= SMALL_IMAGE else "large"
+    values: dict[str, Any] = {}
+    for row in rows:
+        # A row may be for one kind of seeds alone: duke2023 takes more steps from poorer ones.
+        fits = fitting in row["images"] and row.get("only_seeds_from") in (None, given.get("seeds_from"))
+        if not fits:
+            continue
+        scale = side / row["published_for"] if row["published_for"] > SMALL_IMAGE else 1.0
+        for name, value in row.items():
+            if name not in ("images", "published_for", "only_seeds_from"):
+                values[name] = value * scale if name in ("eps", "step_size") else value
+    if not values and rows:
+        raise UserError(f"preset {preset!r} has no settings of {task} for images of {side} pixels")
+    return values
