@@ -65,8 +65,10 @@ def write_json(path: Path | str, value: Any) -> None:
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
-            hashlib.sha256(opened.read()).hexdigest()
+        return (
+            hashlib.file_digest(opened, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else (hashlib.sha256(opened.read()).hexdigest())
         )
 
 

@@ -92,9 +92,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
 images by 255
     """
     if images.ndim != 4 or not images.is_floating_point():
-        raise UserError(
-            f"expected {name} as a floating tensor (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
+        raise UserError(f"expected {name} as a floating tensor (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     if images.numel() == 0:
         return
     low, high = images.amin().item(), images.amax().item()
@@ -103,9 +101,7 @@ images by 255
     broken = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
     if broken:
         raise UserError(f"expected finite {name}, got NaN or infinity in image {broken[0]} before the first step")
-    raise UserError(
-        f"expected {name} with values in [0, 1], got [{low:.4g}, {high:.4g}]; divide 8-bit images by 255"
-    )
+    raise UserError(f"expected {name} with values in [0, 1], got [{low:.4g}, {high:.4g}]; divide 8-bit images by 255")
 
 
 def pgd_steps(

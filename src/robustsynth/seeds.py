@@ -122,7 +122,9 @@ def fit_class_seeds(
     for label in range(classes):
         chosen = np.flatnonzero(labels == label)
         if len(chosen) < 2:
-            raise UserError(f"expected at least 2 images of each class to fit seeds, got {len(chosen)} of class {label}")
+            raise UserError(
+                f"expected at least 2 images of each class to fit seeds, got {len(chosen)} of class {label}"
+            )
         pixels = _reduced(images, chosen, side)
         mean = pixels.mean(0)
         centred = (pixels - mean).flatten(1)

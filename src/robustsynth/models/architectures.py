@@ -18,6 +18,14 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
 }
 
+STANDARD_WIDTHS = {"small-cnn": 32}
+"""Base widths that are not 64."""
+
+
+def standard_width(architecture: str) -> int:
+    """The base width that an architecture has where none is given."""
+    return STANDARD_WIDTHS.get(architecture, 64)
+
 
 def build_network(
     architecture: str, *, classes: int, width: int | None = None, channels: int = 3, image_size: int = 32
@@ -46,6 +54,6 @@ def build_network(
     for name, value in (("width", width), ("channels", channels), ("image_size", image_size)):
         if value is not None and value < 1:
             raise UserError(f"expected a positive {name}, got {value}")
-    options = {} if width is None else {"width": width}
     build = ARCHITECTURES[architecture]
-    return build(classes=classes, channels=channels, image_size=image_size, **options)
+    width = standard_width(architecture) if width is None else width
+    return build(classes=classes, width=width, channels=channels, image_size=image_size)

@@ -11,6 +11,9 @@ from typing import Any
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
 
+SMALL_IMAGE = 64
+"""The largest side, in pixels, that counts as small: it decides networks' stems and presets' rows."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -80,5 +83,7 @@ class ModelCard:
         if missing:
             raise UserError(f"expected {', '.join(missing)} in {path}, found only {', '.join(values) or 'nothing'}")
         # A card of a later version may say more than this version knows of; that must not stop anybody.
-        given = {n: tuple(v) if n in ("classes", "mean", "std") else v for n, v in values.items() if n in known}
+        given: dict[str, Any] = {
+            n: tuple(v) if n in ("classes", "mean", "std") else v for n, v in values.items() if n in known
+        }
         return cls(**given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 
-import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -44,6 +43,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         if before.op != "call_module" or len(before.users) != 1:
             continue
         convolution, norm = modules[before.target], modules[node.target]
+        assert isinstance(norm, nn.BatchNorm2d)
         shared = sum(n.target == before.target for n in traced.graph.nodes if n.op == "call_module") > 1
         if shared or type(convolution) is not nn.Conv2d or norm.running_mean is None:
             continue

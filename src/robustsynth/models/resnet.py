@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-SMALL_IMAGE = 64
-"""The largest side, in pixels, for which networks get the stem for small images."""
+from robustsynth.models.card import SMALL_IMAGE
 
 
 class BasicBlock(nn.Module):
@@ -94,14 +93,15 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        stages: list[nn.Sequential] = []
         inputs = width
         for stage, depth in enumerate(depths):
-            outputs = width * 2**stage
             blocks: list[nn.Module] = []
             for position in range(depth):
-                blocks.append(block(inputs, outputs, 2 if stage > 0 and position == 0 else 1))
-                inputs = outputs * block.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1))
+                inputs = width * 2**stage * block.expansion
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, classes)
         for module in self.modules():
@@ -110,7 +110,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 

@@ -40,7 +40,7 @@ class Synthesizer(nn.Module):
         network = copy.deepcopy(network).requires_grad_(False).eval()
         if self.whole:
             network = network.to(torch.bfloat16)
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.register_buffer("mean", classifier.mean.clone())
         self.register_buffer("std", classifier.std.clone())
 

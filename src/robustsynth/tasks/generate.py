@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,7 @@ from robustsynth.objectives import CrossEntropy
 from robustsynth.pgd import NonFiniteError, Problem, Step
 from robustsynth.seeds import SEED_KINDS, SEEDS_FILE, ClassSeeds, sample_seeds
 from robustsynth.tasks.batches import Batch, solve_in_batches
-from robustsynth.tasks.settings import resolve_settings
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """Settings of generation. Sizes are in pixel units of images in [0, 1].
-
-    Attributes:
-        eps: radius of the ball around the seed.
-        step_size: length of a step, of the first one where steps decay.
-        steps: number of steps.
-        norm: of the ball and the steps, ``l2`` or ``linf``.
-        step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
-        seeds_from: ``uniform``, ``normal`` (per pixel), ``multivariate``, or a folder of start images.
-        seed_upsampling: ``nearest`` (the paper's) or ``bicubic``, for seeds fitted at a quarter resolution.
-        use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
-    """
-
-    eps: float = 30.0
-    step_size: float = 0.5
-    steps: int = 60
-    norm: str = "l2"
-    step_schedule: str = "constant"
-    seeds_from: str = "multivariate"
-    seed_upsampling: str = "nearest"
-    use_best: bool = True
-
-    def __post_init__(self) -> None:
-        for name, choices in (("step_schedule", ("constant", "linear")), ("seed_upsampling", ("nearest", "bicubic"))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.steps < 0 or int(self.steps) != self.steps:
-            raise UserError(f"expected a whole number of steps, 0 or more, got {self.steps}")
-        if not 0 < self.step_size < float("inf"):
-            raise UserError(f"expected a positive finite step_size, got {self.step_size}")
-        ball(self.norm, self.eps)
-
-    def step_length(self, index: int) -> float:
-        """The length of step `index`."""
-        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)
+from robustsynth.tasks.settings import GenerateSettings, resolve_settings
 
 
 def generate(

@@ -8,21 +8,64 @@ the side of the model's images, because an ℓ2 distance over equally changed pi
 from __future__ import annotations
 
 import dataclasses
-from importlib import resources
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.classifier import Classifier
-from robustsynth.models.resnet import SMALL_IMAGE
+from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.presets import preset_files, read_preset
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+if TYPE_CHECKING:  # The command line reads settings before it pays for importing torch.
+    from robustsynth.models.classifier import Classifier
 
 S = TypeVar("S")
 
 BEST = "best"
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Settings of generation. Sizes are in pixel units of images in [0, 1].
+
+    Attributes:
+        eps: radius of the ball around the seed.
+        step_size: length of a step, of the first one where steps decay.
+        steps: number of steps.
+        norm: of the ball and the steps, ``l2`` or ``linf``.
+        step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
+        seeds_from: ``uniform``, ``normal`` (per pixel), ``multivariate``, or a folder of start images.
+        seed_upsampling: ``nearest`` (the paper's) or ``bicubic``, for seeds fitted at a quarter resolution.
+        use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
+    """
+
+    eps: float = 30.0
+    step_size: float = 0.5
+    steps: int = 60
+    norm: str = "l2"
+    step_schedule: str = "constant"
+    seeds_from: str = "multivariate"
+    seed_upsampling: str = "nearest"
+    use_best: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("step_schedule", ("constant", "linear")),
+            ("seed_upsampling", ("nearest", "bicubic")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.steps < 0 or int(self.steps) != self.steps:
+            raise UserError(f"expected a whole number of steps, 0 or more, got {self.steps}")
+        if not 0 < self.step_size < float("inf"):
+            raise UserError(f"expected a positive finite step_size, got {self.step_size}")
+        if self.norm not in ("l2", "linf"):
+            raise UserError(f"expected a norm of l2, linf, got {self.norm!r}")
+        if not 0 <= self.eps < float("inf"):
+            raise UserError(f"expected a finite eps of 0 or more, got {self.eps}")
+
+    def step_length(self, index: int) -> float:
+        """The length of step `index`."""
+        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)
 
 
 def preset_names() -> list[str]:
@@ -32,12 +75,16 @@ def preset_names() -> list[str]:
         >>> preset_names()
         ['best', 'duke2023', 'hse2025', 'mcgill2019', 'paper']
     """
-    files = resources.files("robustsynth.tasks").joinpath("presets").iterdir()
-    return sorted([BEST, *(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))])
+    return sorted([BEST, *preset_files("robustsynth.tasks")])
 
 
 def resolve_settings(
-    kind: type[S], task: str, model: Classifier, *, preset: str | None = None, given: dict[str, Any] | None = None
+    kind: type[S],
+    task: str,
+    model: Classifier,
+    *,
+    preset: str | None = None,
+    given: dict[str, Any] | None = None,
 ) -> S:
     """The settings of `task` for `model`, as an instance of the frozen dataclass `kind`.
 
@@ -70,8 +117,7 @@ def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, A
     """The preset's values for images of the model's size; rows that match better come later in the file."""
     if preset not in preset_names():
         raise UnknownNameError("preset", preset, preset_names())
-    text = resources.files("robustsynth.tasks").joinpath("presets", f"{preset}.toml").read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = tomllib.loads(text).get(task, [])
+    rows: list[dict[str, Any]] = read_preset("robustsynth.tasks", preset).get(task, [])
     side = model.image_size or 32
     fitting = "small" if side <= SMALL_IMAGE else "large"
     values: dict[str, Any] = {}

@@ -1,0 +1,56 @@
+"""The command line. Torch is imported inside the commands, so that ``--help`` starts at once."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import click
+
+from robustsynth.errors import UserError
+
+
+class Commands(click.Group):
+    """Commands imported when they are called or listed, and errors for people: one message, exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["generate", "train", "evaluate", "models", "demo"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        import importlib
+
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f"robustsynth.cli.{cmd_name}").command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.UsageError(str(error)) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # A full disk or a folder that may not be written to is the user's to mend; what was written is whole.
+            hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+            raise click.UsageError(f"{error.strerror or error}: {error.filename or 'the disk'}{hint}") from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="robustsynth")
+def main() -> None:
+    """Image synthesis with a single adversarially robust classifier.
+
+    Begin with: robustsynth generate --model cifar10 --classes ship,horse --out ships
+    """
+
+
+def say(text: str) -> None:
+    """A line for people, beside the progress bar and apart from any output to be piped."""
+    click.echo(text, err=True)
+
+
+def interactive() -> bool:
+    """Whether a progress bar has somebody to watch it."""
+    return sys.stderr.isatty()

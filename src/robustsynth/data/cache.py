@@ -1,0 +1,165 @@
+"""Decoded pictures, kept: images.npy, labels.npy and meta.json in a folder named by what they were made from.
+
+The folder is made under another name and renamed when it is whole, so that several processes can make it at
+once and one that is killed leaves nothing that could be taken for data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from robustsynth.data.decode import decode, read_header, usual_size
+from robustsynth.data.sources import Contents, Row, Source
+from robustsynth.data.specs import DatasetSpec, recognised
+from robustsynth.errors import UserError
+from robustsynth.files import cache_folder, write_json
+
+FORMAT = 1  # raise it when decoding changes, and everything is decoded anew
+_SLICE, _BATCH = 32, 512
+_SAMPLE = 32
+_DAY = 24 * 60 * 60
+_BUILDING = ".building-"
+
+
+def decoded(
+    source: Source, *, image_size: int | None, channels: int | None, announce: Callable[[str], object]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The source's images (N,H,W,C), labels (N,) and meta data, decoded now or at an earlier time.
+
+    Raises:
+        UserError: the data cannot be used; the message says which file or row.
+    """
+    identity = json.dumps([FORMAT, source.identity, image_size, channels], sort_keys=True)
+    readable = re.sub(r"[^\w.-]+", "-", source.label)[:40]
+    home = cache_folder("data")
+    folder = home / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    if folder.exists():
+        # Somebody may have deleted part of it to free space.
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            return _read(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    _remove_abandoned(home)
+    temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=home))
+    try:
+        _build(source, temporary, image_size=image_size, channels=channels, announce=announce)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another process was quicker; what it made is the same.
+        return _read(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    labels = np.load(folder / "labels.npy")
+    labels.setflags(write=False)
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    if len(images) != len(labels):
+        raise ValueError(f"{folder}: expected as many labels as images, got {len(labels)} and {len(images)}.")
+    return images, labels, meta
+
+
+def _build(
+    source: Source,
+    folder: Path,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    announce: Callable[[str], object],
+) -> None:
+    Image.init()  # loads the plugins, which is not safe to do in several threads at once
+    contents = source.open()
+    if len(contents.classes) < 2:
+        raise UserError(
+            f"{source.label}: expected at least two classes, got {len(contents.classes)} "
+            f"({', '.join(contents.classes) or 'none'}). A classifier needs two to tell apart."
+        )
+    if not contents.count:
+        raise UserError(f"{source.label}: expected pictures, got an empty split. Choose another.")
+    spec, side, depth = _plan(contents, source.spec, image_size, channels)
+    shape = (contents.count, side, side, depth)
+    needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
+    # A memory map on a full disk does not raise: it kills the process.
+    if needed > 0.95 * free:
+        raise UserError(
+            f"expected {needed / 1e9:.1f} GB of free space for the decoded pictures, got {free / 1e9:.1f} GB "
+            f"in {folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller "
+            "image_size."
+        )
+    if contents.count >= 1000:
+        announce(f"decoding {contents.count} pictures of {source.label} once, to {side}×{side}")
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    labels = np.empty(contents.count, dtype=np.int64)
+
+    def fill(part: list[tuple[int, Row]]) -> None:
+        for index, row in part:
+            labels[index] = _label(row, contents.classes)
+            images[index] = decode(row, image_size=side, channels=depth)
+
+    # Pillow decodes outside the interpreter's lock, so threads help; a batch bounds the bytes in flight.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        for batch in _batches(enumerate(contents.rows()), _BATCH):
+            for _ in pool.map(fill, _batches(iter(batch), _SLICE)):
+                pass
+    images.flush()
+    np.save(folder / "labels.npy", labels)
+    meta = {"classes": list(contents.classes), "source": source.label, "spec": spec.name if spec else None}
+    write_json(folder / "meta.json", meta)
+
+
+def _plan(
+    contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
+) -> tuple[DatasetSpec | None, int, int]:
+    """Which known data set this is, if any, and the side and channels to store."""
+    sample = [read_header(row) for row in itertools.islice(contents.rows(), _SAMPLE)]
+    native = max(header.channels for header in sample)
+    spec = spec or recognised(contents.classes, channels=native, sizes=[header.size for header in sample])
+    if spec is not None:
+        return spec, image_size or spec.image_size, channels or spec.channels
+    if image_size is None or channels is None:
+        headers = [read_header(row) for row in contents.rows()]
+        image_size = image_size or usual_size([header.size for header in headers])
+        channels = channels or max(header.channels for header in headers)
+    return None, image_size, channels
+
+
+def _label(row: Row, classes: tuple[str, ...]) -> int:
+    if row.label is None or not 0 <= row.label < len(classes):
+        raise UserError(
+            f"{row.where}: expected a label from 0 to {len(classes) - 1}, got {row.label}. "
+            "Take unlabelled pictures out of the data, or choose a labelled split."
+        )
+    return row.label
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _remove_abandoned(home: Path) -> None:
+    """Remove what a killed process left behind. A day is far more than any build takes."""
+    for folder in home.glob(f"{_BUILDING}*"):
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            if time.time() - newest > _DAY:
+                shutil.rmtree(folder, ignore_errors=True)

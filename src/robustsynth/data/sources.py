@@ -1,0 +1,93 @@
+"""Where the pictures of a data set come from. Finding them is cheap; nothing is decoded here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustsynth.data.specs import DATASETS, DatasetSpec
+from robustsynth.errors import UnknownNameError, UserError
+
+LAYOUTS = (
+    "a folder of parquet files (train-00000-of-00001.parquet, test-…), one parquet file, class folders "
+    "(ROOT/class/*.png) or split and class folders (ROOT/train/class/*.png, ROOT/test/class/*.png)"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture before decoding: encoded bytes or a file, its label, and what to call it in a message."""
+
+    where: str
+    content: bytes | Path | None
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An opened source: `rows` gives the same `count` rows, in the same order, each time it is called."""
+
+    classes: tuple[str, ...]
+    count: int
+    rows: Callable[[], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A found source.
+
+    Args:
+        label: what to call it, without any absolute path.
+        identity: plain values that change whenever the pictures may have changed.
+        open: reads names and counts; for the Hub, this is what downloads.
+        spec: the known data set that it was asked for as, if it was.
+    """
+
+    label: str
+    identity: list[Any]
+    open: Callable[[], Contents]
+    spec: DatasetSpec | None = None
+
+
+def find_source(path_or_name: str | Path, split: str, *, announce: Callable[[str], object]) -> Source:
+    """A local file or folder if there is one of that name, otherwise a data set on the Hub.
+
+    Raises:
+        UnknownNameError: it is neither.
+        UserError: the folder has no layout that is understood, or not this split.
+    """
+    from robustsynth.data.folders import find_class_folders
+    from robustsynth.data.hub import find_on_hub
+    from robustsynth.data.tables import find_parquet
+
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".parquet":
+            raise UserError(f"{path}: expected a parquet file or a folder, got another file. Give {LAYOUTS}.")
+        return find_parquet([path], split, root=path)
+    if path.is_dir():
+        parquet = sorted(file for file in path.iterdir() if file.suffix.lower() == ".parquet" and file.is_file())
+        return find_parquet(parquet, split, root=path) if parquet else find_class_folders(path, split)
+
+    name = str(path_or_name)
+    by_hub_id = {spec.hub_id: spec for spec in DATASETS.values()}
+    spec = DATASETS.get(name) or by_hub_id.get(name)
+    if spec is not None:
+        return find_on_hub(spec.hub_id, split, spec=spec, announce=announce)
+    # A path object was meant as a path: a misspelt folder must not become a download.
+    if isinstance(path_or_name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return find_on_hub(name, split, spec=None, announce=announce)
+    remedy = "No file or folder of that name exists either: give one, or an owner/name of the Hugging Face Hub."
+    raise UnknownNameError("data set", name, DATASETS, remedy)
+
+
+def stamps(files: list[Path], root: Path) -> list[list[Any]]:
+    """Name, size and time of change of each file: enough to notice that a data set has changed."""
+    found = []
+    for file in files:
+        status = file.stat()
+        found.append([file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
+    return found

@@ -1,0 +1,194 @@
+"""Generation to disk: jobs of any size in little memory, that go on where they were stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import robustsynth
+from robustsynth.errors import UserError
+from robustsynth.files import sha256, write_json
+from robustsynth.images import display_scale, grid, load_picture, save_png, to_uint8
+from robustsynth.models.classifier import Classifier
+from robustsynth.models.execution import Execution, machine_name
+from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.pgd import Step
+from robustsynth.tasks.generate import generate_batches
+from robustsynth.tasks.samples import NpzSamples, PngSamples
+from robustsynth.tasks.settings import GenerateSettings
+
+SETTINGS_FILE = "settings.json"
+
+GRID_IMAGES = 200
+"""Images that a grid shows at most; nobody looks at 50,000."""
+
+
+def spread_labels(classes: Sequence[int], num: int) -> Tensor:
+    """`num` labels spread evenly over `classes`, grouped by class; the first classes get what is left over.
+
+    Raises:
+        UserError: fewer than one image.
+
+    Example:
+        >>> spread_labels([3, 8], 5).tolist()
+        [3, 3, 3, 8, 8]
+    """
+    if num < 1:
+        raise UserError(f"expected 1 or more images, got {num}")
+    each, over = divmod(num, len(classes))
+    counts = torch.tensor([each + (place < over) for place in range(len(classes))])
+    return torch.repeat_interleave(torch.tensor(list(classes)), counts)
+
+
+class GenerateJob:
+    """A generation that writes to a folder.
+
+    Args:
+        model: a classifier.
+        labels: (N,) class indices.
+        settings: resolved ones.
+        out: folder to write to.
+        seed: of the job.
+        file_format: ``png``, one file an image and a grid, or ``npz``, one file with ``arr_0`` uint8 NHWC and
+            ``arr_1`` labels.
+        precision: measured, or taken from the folder's earlier part, where None.
+        batch_size: likewise.
+        overwrite: begin again where the folder holds a job of other settings.
+
+    Attributes:
+        done: images that are there already.
+        record: what ``settings.json`` says.
+
+    Raises:
+        UserError: the folder holds a job of other settings.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        labels: Tensor,
+        settings: GenerateSettings,
+        out: Path | str,
+        *,
+        seed: int = 0,
+        file_format: str = "png",
+        precision: str | None = None,
+        batch_size: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.model, self.labels, self.settings, self.out, self.seed = model, labels, settings, Path(out), seed
+        earlier = _read_record(self.out)
+        asked = self._asked(file_format)
+        same = earlier is not None and {k: earlier.get(k) for k in asked} == asked
+        kind = NpzSamples if file_format == "npz" else PngSamples
+        self.samples = kind(self.out, len(labels))
+        if earlier is not None and not same:
+            if not overwrite:
+                differing = [k for k in asked if earlier.get(k) != asked[k]]
+                raise UserError(
+                    f"expected a new folder or one with the same settings, but {self.out} holds images of other "
+                    f"settings ({', '.join(differing)}); choose another --out, or replace them with --overwrite"
+                )
+            self.samples.clear()
+        elif earlier is None and self.samples.present():
+            raise UserError(
+                f"expected a new folder, but {self.out} holds pictures without {SETTINGS_FILE}; choose another --out"
+            )
+        if same and earlier is not None:
+            # What was measured when the job began holds to its end, so that its images are of one kind.
+            precision = precision or earlier["execution"]["precision"]
+            batch_size = batch_size or earlier["execution"]["batch_size"]
+        self.execution: Execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        self.record = asked | {
+            "execution": self.execution.as_dict(),
+            "machine": machine_name(model.device),
+            "versions": {"robustsynth": robustsynth.__version__, "torch": torch.__version__},
+        }
+        self.missing = self.samples.missing()
+
+    @property
+    def done(self) -> int:
+        """Images that are there already."""
+        return len(self.labels) - len(self.missing)
+
+    def run(self, on_step: Callable[[Sequence[int], Step], object] | None = None) -> None:
+        """Draw what is missing. It can be stopped at any moment and run again.
+
+        Raises:
+            UserError: some images met a NaN or an infinity; all others are written.
+        """
+        write_json(self.out / SETTINGS_FILE, self.record)
+        failures: dict[int, int] = {}
+        batches = generate_batches(
+            self.model,
+            self.labels,
+            self.settings,
+            seed=self.seed,
+            precision=self.execution.precision,
+            batch_size=self.execution.batch_size,
+            wanted=self.missing,
+            on_step=on_step,
+        )
+        for batch in batches:
+            whole = [place for place, index in enumerate(batch.indices) if index not in batch.failures]
+            chosen = [batch.indices[place] for place in whole]
+            self.samples.write(chosen, to_uint8(batch.images[whole]), self.labels[chosen].numpy())
+            failures |= batch.failures
+        if isinstance(self.samples, PngSamples):
+            self._draw_grid(self.samples)
+        if failures:
+            named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
+            raise UserError(
+                f"expected finite numbers, got NaN or infinity for {named}; the other "
+                f"{len(self.labels) - len(failures)} images are in {self.out}. "
+                "Try --precision float32 or a smaller --step-size"
+            )
+        self.samples.finish()
+
+    def _asked(self, file_format: str) -> dict[str, Any]:
+        folder = self.model.folder
+        weights = None if folder is None else folder / WEIGHTS_FILE
+        return {
+            "task": "generate",
+            "model": {
+                "name": self.model.name,
+                "sha256": sha256(weights) if weights and weights.exists() else None,
+            },
+            "classes": [self.model.classes[i] for i in dict.fromkeys(self.labels.tolist())],
+            "num": len(self.labels),
+            "seed": self.seed,
+            "format": file_format,
+            "settings": dataclasses.asdict(self.settings),
+        }
+
+    def _draw_grid(self, samples: PngSamples) -> None:
+        """A row for each class, as many as fit."""
+        classes = list(dict.fromkeys(self.labels.tolist()))
+        rows = [(self.labels == label).nonzero().flatten().tolist() for label in classes]
+        columns = max(1, min(max(map(len, rows)), GRID_IMAGES // len(classes), 16))
+        size = self.model.image_size or load_picture(samples.path(0)).shape[0]
+        # White where a class has an image fewer than another, or where one failed.
+        shown = np.full((len(rows) * columns, size, size, self.model.channels), 255, dtype=np.uint8)
+        for row, indices in enumerate(rows):
+            for column, index in enumerate(indices[:columns]):
+                if (file := samples.path(index)).exists():
+                    shown[row * columns + column] = load_picture(file, channels=self.model.channels)
+        save_png(self.out / "grid.png", grid(shown, columns=columns, enlarge=display_scale(size)))
+
+
+def _read_record(out: Path) -> dict[str, Any] | None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"expected a folder to write to, but {out} is a file; choose another --out")
+    try:
+        return json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"expected JSON in {out / SETTINGS_FILE}, but it is damaged; choose another --out") from None

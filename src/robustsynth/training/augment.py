@@ -1,0 +1,69 @@
+"""Random crops, mirror images and colours, for whole batches on the device that trains."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustsynth.training.settings import TrainSettings
+
+
+def augment(images: Tensor, settings: TrainSettings, generator: torch.Generator) -> Tensor:
+    """Random views (N, C, H, W) of images in [0, 1], all drawn from one CPU generator.
+
+    Example:
+        >>> views = augment(torch.rand(4, 3, 8, 8), TrainSettings(), torch.Generator().manual_seed(0))
+        >>> views.shape
+        torch.Size([4, 3, 8, 8])
+    """
+    if settings.crop == "pad":
+        images = _padded_crop(images, max(1, images.shape[-1] // 8), settings.flip, generator)
+    elif settings.crop == "resized":
+        images = _resized_crop(images, settings.flip, generator)
+    elif settings.flip:
+        mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    if settings.jitter:
+        images = _jitter(images, settings.jitter, generator)
+    return images
+
+
+def _padded_crop(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Crops of the reflected-padded images at random places: one gather for the whole batch."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4, mode="reflect")
+    corner = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator).to(images.device)
+    mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device) & flip
+    across = torch.arange(width, device=images.device)
+    rows = corner[:, :1] + torch.arange(height, device=images.device)
+    columns = corner[:, 1:] + torch.where(mirrored[:, None], across.flip(0), across)
+    each = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _resized_crop(images: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
+    """Crops of 35 to 100 % of the area and aspect 3:4 to 4:3, brought back to size bilinearly."""
+    count = len(images)
+    draw = torch.rand(count, 5, generator=generator).to(images.device)
+    area = 0.35 + 0.65 * draw[:, 0]
+    aspect = torch.exp((2 * draw[:, 1] - 1) * math.log(4 / 3))
+    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    left, top = (2 * draw[:, 2] - 1) * (1 - wide), (2 * draw[:, 3] - 1) * (1 - high)
+    mirror = torch.where((draw[:, 4] < 0.5) & flip, -1.0, 1.0)
+    zero = torch.zeros_like(wide)
+    affine = torch.stack([torch.stack([wide * mirror, zero, left], 1), torch.stack([zero, high, top], 1)], 1)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    factor = 1 + strength * (2 * torch.rand(len(images), 3, 1, 1, 1, generator=generator).to(images.device) - 1)
+    brightness, contrast, saturation = factor.unbind(1)
+    images = images * brightness
+    middle = images.mean((1, 2, 3), keepdim=True)
+    images = middle + (images - middle) * contrast
+    grey = images.mean(1, keepdim=True)
+    return (grey + (images - grey) * saturation).clamp(0, 1)

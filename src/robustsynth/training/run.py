@@ -1,0 +1,304 @@
+"""A training run: from settings and data to a model folder that `load_model` takes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustsynth.data import ImageData, hold_out
+from robustsynth.errors import UserError
+from robustsynth.files import sha256, written_beside
+from robustsynth.models.architectures import build_network, standard_width
+from robustsynth.models.card import ModelCard
+from robustsynth.models.classifier import Classifier
+from robustsynth.models.execution import Execution, fastest_precision, machine_name, processor_kind
+from robustsynth.models.files import default_device, save_model
+from robustsynth.objectives import Network
+from robustsynth.randomness import generator
+from robustsynth.seeds import fit_class_seeds
+from robustsynth.training.attack import adversarial_images
+from robustsynth.training.augment import augment
+from robustsynth.training.settings import TrainSettings
+from robustsynth.training.state import CHECKPOINT, TrainState
+
+CHECKPOINT_SECONDS = 120
+"""Seconds of training after which a checkpoint is written, also in mid-epoch."""
+
+ORDER, STEP = 1, 2
+"""Keys of the two kinds of random streams of a run: an epoch's order, a step's augmentation and attack."""
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        settings: see `TrainSettings`.
+        data: the training images.
+        out: folder for the checkpoint, the log and the finished model.
+        device: to train on.
+        precision: ``float32`` or ``bfloat16``; measured for half a second where None.
+        resume: go on from the checkpoint in `out`.
+
+    Raises:
+        UserError: too few images, an `out` that holds another run, or a checkpoint that does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        data: ImageData,
+        out: Path | str,
+        *,
+        device: torch.device | str | None = None,
+        precision: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.settings, self.data, self.out = settings, data, Path(out)
+        self.device = torch.device(device) if device is not None else default_device()
+        if len(data) < settings.held_out + settings.batch_size:
+            raise UserError(
+                f"expected at least {settings.held_out + settings.batch_size} training images "
+                f"(held_out={settings.held_out} and one batch of {settings.batch_size}), got {len(data)}; "
+                "lower --held-out or --batch-size"
+            )
+        if not resume and (self.out / CHECKPOINT).exists():
+            raise UserError(
+                f"expected an empty folder for a new run, but {self.out} holds one; --resume goes on with it"
+            )
+        self.held, self.kept = hold_out(len(data), settings.held_out)
+        self.steps_per_epoch = len(self.kept) // settings.batch_size
+        self.total_steps = settings.epochs * self.steps_per_epoch
+        size, channels = data.images.shape[1], data.images.shape[3]
+        torch.manual_seed(settings.seed)
+        network = build_network(
+            settings.architecture,
+            classes=len(data.classes),
+            width=settings.width,
+            channels=channels,
+            image_size=size,
+        ).to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
+        self.std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+        self.state = TrainState.fresh(settings, network, Execution(precision or "float32", settings.batch_size, False))
+        if resume:
+            self.state.load(self.out, self.device)
+        elif precision is None:
+            self.state.execution = self._measured_execution(torch.rand(16, channels, size, size, device=self.device))
+
+    def run(self, on_step: Callable[[Trainer, float], object] | None = None) -> Path:
+        """Train to the end and finish the model folder.
+
+        Args:
+            on_step: called after each step with the trainer and the step's loss; returning False stops the run
+                there, with a checkpoint to resume from.
+
+        Returns:
+            The model's folder.
+
+        Raises:
+            UserError: the loss became NaN or infinite. The last checkpoint stays.
+        """
+        state = self.state
+        saved = started = time.monotonic()
+        while state.step < self.total_steps:
+            epoch, first = divmod(state.step, self.steps_per_epoch)
+            draw = torch.randperm(len(self.kept), generator=generator(self.settings.seed, ORDER, epoch)).numpy()
+            order = self.kept[draw]
+            loss = float("nan")
+            for position in range(first, self.steps_per_epoch):
+                places = order[position * self.settings.batch_size : (position + 1) * self.settings.batch_size]
+                loss = self._step(*self._batch(places))
+                now = time.monotonic()
+                state.seconds, started = state.seconds + now - started, now
+                keep_going = on_step is None or on_step(self, loss) is not False
+                if not keep_going or now - saved > CHECKPOINT_SECONDS:
+                    state.save(self.out)
+                    saved = now
+                if not keep_going:
+                    return self.out
+            self._end_epoch(epoch, loss)
+            state.save(self.out)
+            saved = started = time.monotonic()
+        self._finish()
+        return self.out
+
+    def predict(self, network: nn.Module) -> Network:
+        """`network` as a function from images in [0, 1] to float32 logits, in the run's precision."""
+        reduced = self.state.execution.precision == "bfloat16"
+
+        def logits(images: Tensor) -> Tensor:
+            normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+                return network(normalised).float()
+
+        return logits
+
+    def _batch(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        # Sorted reads of the memory-mapped file, then back into the epoch's order.
+        images = torch.from_numpy(self.data.images[places]).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return images, torch.from_numpy(self.data.labels[places]).to(self.device)
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        settings, state = self.settings, self.state
+        stream = generator(settings.seed, STEP, state.step)
+        images = augment(images, settings, stream)
+        logits = self.predict(state.network)
+        if settings.eps > 0:
+            # The attack sees the network as it will be used, and parameters' gradients would be wasted on it.
+            state.network.eval().requires_grad_(False)
+            scale = settings.attack_scale(state.step, self.steps_per_epoch)
+            images = adversarial_images(
+                logits,
+                images,
+                labels,
+                norm=settings.norm,
+                eps=scale * settings.eps,
+                step_size=scale * settings.attack_step_size,
+                steps=settings.attack_steps,
+                random_start=stream if settings.random_start else None,
+            )
+        state.network.train().requires_grad_(True)
+        for group in state.optimizer.param_groups:
+            group["lr"] = settings.rate(state.step, self.steps_per_epoch)
+        loss = F.cross_entropy(logits(images), labels, label_smoothing=settings.label_smoothing)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"expected a finite loss, got {value} at step {state.step}; the last checkpoint in {self.out} is kept. "
+                "Lower --learning-rate, or try --precision float32"
+            )
+        state.optimizer.zero_grad()
+        loss.backward()
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm, foreach=True)
+        state.optimizer.step()
+        state.step += 1
+        state.update_average()
+        return value
+
+    def _end_epoch(self, epoch: int, loss: float) -> None:
+        """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
+        state = self.state
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": state.step,
+            "seconds": round(state.seconds, 1),
+            "learning_rate": self.settings.rate(state.step - 1, self.steps_per_epoch),
+            "loss": round(loss, 4),
+            "held_out_clean": "",
+            "held_out_pgd": "",
+        }
+        if (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == self.settings.epochs:
+            row["held_out_clean"], row["held_out_pgd"] = self._held_out_accuracy()
+            # Robust accuracy chooses; clean accuracy where that is all there is, and between equals.
+            score = [row["held_out_pgd"], row["held_out_clean"]]
+            if score > state.best.get("score", [-1.0, -1.0]):
+                state.best = {"score": score, "epoch": epoch + 1}
+                self._save_model()
+        state.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state.rows)
+        with written_beside(self.out / "log.csv") as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+    def _held_out_accuracy(self) -> tuple[float, float]:
+        """Shares of the held-out images that the average gets right, plain and under PGD-10."""
+        settings = self.settings
+        logits = self.predict(self.state.average)
+        right = robust = 0
+        for start in range(0, len(self.held), 200):
+            images, labels = self._batch(self.held[start : start + 200])
+            with torch.no_grad():
+                right += int((logits(images).argmax(1) == labels).sum())
+            attacked = adversarial_images(
+                logits,
+                images,
+                labels,
+                norm=settings.norm,
+                eps=settings.eps,
+                step_size=settings.eps / 4,
+                steps=10,
+            )
+            with torch.no_grad():
+                robust += int((logits(attacked).argmax(1) == labels).sum())
+        return right / len(self.held), robust / len(self.held)
+
+    def _save_model(self) -> None:
+        data, settings, state = self.data, self.settings, self.state
+        classifier = Classifier(
+            state.average, classes=data.classes, mean=data.mean, std=data.std, image_size=data.images.shape[1]
+        )
+        robust, clean = state.best["score"]
+        card = ModelCard(
+            name=self.out.resolve().name,
+            architecture=settings.architecture,
+            width=settings.width or standard_width(settings.architecture),
+            channels=data.images.shape[3],
+            image_size=data.images.shape[1],
+            classes=data.classes,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            threat_model={"norm": settings.norm, "eps": settings.eps},
+            training={
+                "settings": dataclasses.asdict(settings),
+                "execution": state.execution.as_dict(),
+                "machine": machine_name(self.device),
+                "processor": processor_kind() if self.device.type == "cpu" else self.device.type,
+                "torch": torch.__version__,
+                "selected_epoch": state.best["epoch"],
+                "seconds": round(state.seconds),
+                "held_out": {"images": len(self.held), "clean": clean, "pgd10": robust, "eps": settings.eps},
+            },
+            data={
+                "name": data.name,
+                "source": data.source,
+                "licence": data.licence,
+                "images": len(self.kept),
+            },
+        )
+        save_model(self.out, classifier, card)
+
+    def _finish(self) -> None:
+        """Fit the class seeds on the images that were trained on, and complete the card."""
+        labels = np.asarray(self.data.labels)
+        held = np.zeros(len(labels), dtype=bool)
+        held[self.held] = True
+        fitted = fit_class_seeds(
+            self.data.images,
+            np.where(held, -1, labels),
+            classes=len(self.data.classes),
+            image_size=self.data.images.shape[1],
+        )
+        path = fitted.save(self.out)
+        card = ModelCard.load(self.out)
+        training = card.training | {"seconds": round(self.state.seconds)}
+        dataclasses.replace(card, training=training, sha256=card.sha256 | {path.name: sha256(path)}).save(self.out)
+
+    def _measured_execution(self, images: Tensor) -> Execution:
+        state, batch = self.state, self.settings.batch_size
+        network = state.network.train()
+
+        class Reduced(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch.autocast(images.device.type, torch.bfloat16):
+                    return network(x).float()
+
+        kept = {name: value.clone() for name, value in network.state_dict().items()}
+        shaped = images.contiguous(memory_format=torch.channels_last)
+        precision = fastest_precision({"float32": network, "bfloat16": Reduced()}, shaped)
+        # Measuring in training mode has moved batch norm's statistics: put back what was there.
+        network.load_state_dict(kept)
+        return Execution(precision, batch)

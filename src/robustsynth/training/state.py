@@ -1,0 +1,133 @@
+"""All that a training run is at a step, and its checkpoint file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustsynth.errors import UserError
+from robustsynth.files import written_beside
+from robustsynth.models.execution import Execution
+from robustsynth.training.settings import TrainSettings, settings_from
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class TrainState:
+    """A run at a step. Random numbers need no state: each step's are drawn from a generator keyed by its number.
+
+    Attributes:
+        settings: of the run.
+        network: being trained.
+        average: its weights' moving average, which is what is evaluated and kept.
+        optimizer: SGD.
+        execution: precision and batch size, as measured when the run started.
+        step: steps done.
+        seconds: of training so far, over all resumptions.
+        best: the best selection score so far, and where.
+        rows: the log so far.
+    """
+
+    settings: TrainSettings
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.SGD
+    execution: Execution
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def fresh(cls, settings: TrainSettings, network: nn.Module, execution: Execution) -> TrainState:
+        """A run that has not begun."""
+        average = copy.deepcopy(network).requires_grad_(False).eval()
+        return cls(settings, network, average, make_optimizer(settings, network), execution)
+
+    def update_average(self) -> None:
+        """Move the average towards the weights; early on, when they are poor, by more."""
+        decay = min(self.settings.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
+            for a, n in pairs:
+                if a.is_floating_point():
+                    a.lerp_(n, 1 - decay)
+                else:
+                    a.copy_(n)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        contents = {
+            "settings": dataclasses.asdict(self.settings),
+            "execution": self.execution.as_dict(),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "rows": self.rows,
+        }
+        with written_beside(folder / CHECKPOINT) as temporary:
+            torch.save(contents, temporary)
+
+    def load(self, folder: Path, device: torch.device) -> None:
+        """Become what `save` wrote.
+
+        Raises:
+            UserError: there is no checkpoint, it is damaged, or it belongs to other settings.
+        """
+        contents = read_checkpoint(folder, device)
+        saved = settings_from(contents["settings"])
+        if saved != self.settings:
+            ours = dataclasses.asdict(self.settings)
+            differing = [n for n, v in dataclasses.asdict(saved).items() if v != ours[n]]
+            raise UserError(
+                f"expected the settings that {folder} was begun with, got others in {', '.join(differing)}; "
+                "resume without them, or choose another --out"
+            )
+        self.network.load_state_dict(contents["network"])
+        self.average.load_state_dict(contents["average"])
+        self.optimizer.load_state_dict(contents["optimizer"])
+        self.execution = Execution(**contents["execution"])
+        self.step, self.seconds = contents["step"], contents["seconds"]
+        self.best, self.rows = contents["best"], contents["rows"]
+
+
+def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The contents of a run's checkpoint; nothing in it is executed.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise UserError(f"expected a checkpoint to resume from in {folder}, found no {CHECKPOINT}; leave out --resume")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # A damaged file fails in the zip reader, the unpickler or the tensors.
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"expected a checkpoint in {path}, but it is damaged ({reason}); begin again") from None
+
+
+def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.SGD:
+    """SGD that decays weights, and biases and norms only where the settings say so."""
+    vectors = 0.0 if not settings.decay_norms else settings.weight_decay
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": vectors},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov and settings.momentum > 0,
+        foreach=True,
+    )
