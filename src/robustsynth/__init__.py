@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.files import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
-    from robustsynth.pgd import NonFiniteError, Problem, Step, pgd, pgd_steps
+    from robustsynth.loop import NonFiniteError, Problem, Step, pgd, pgd_steps
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
     from robustsynth.tasks.generate import generate
     from robustsynth.tasks.settings import GenerateSettings
@@ -40,7 +40,7 @@ _HOMES = {
     "models.classifier": ["Classifier"],
     "models.files": ["load_model", "model_names", "save_model"],
     "objectives": ["CrossEntropy", "Distance", "Objective"],
-    "pgd": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
+    "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
     "tasks.generate": ["generate"],
     "tasks.settings": ["GenerateSettings"],

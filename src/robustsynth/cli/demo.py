@@ -71,7 +71,7 @@ def _sheet(path: Path, images: np.ndarray, what: str) -> tuple[Path, str]:
 def _forming(path: Path, model: Classifier, labels: Tensor, start: Tensor) -> tuple[Path, str]:
     """The first image of each class, step by step."""
     from robustsynth.images import display_scale, grid, save_gif, to_uint8
-    from robustsynth.pgd import Step
+    from robustsynth.loop import Step
     from robustsynth.tasks.generate import generate
 
     iterates: list[Tensor] = []

@@ -14,7 +14,7 @@ from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import Untargeted
-from robustsynth.pgd import Problem, pgd
+from robustsynth.loop import Problem, pgd
 from robustsynth.randomness import image_generators
 
 PGD_STEPS = 20

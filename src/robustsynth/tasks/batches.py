@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustsynth.pgd import NonFiniteError, Problem, Step, pgd
+from robustsynth.loop import NonFiniteError, Problem, Step, pgd
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from robustsynth.images import display_scale, grid, load_picture, save_png, to_u
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.pgd import Step
+from robustsynth.loop import Step
 from robustsynth.tasks.generate import generate_batches
 from robustsynth.tasks.samples import NpzSamples, PngSamples
 from robustsynth.tasks.settings import GenerateSettings

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustsynth.constraints import ball
 from robustsynth.objectives import Untargeted
-from robustsynth.pgd import Problem, pgd
+from robustsynth.loop import Problem, pgd
 
 
 def adversarial_images(
