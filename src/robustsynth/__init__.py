@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from robustsynth.data import load_data
     from robustsynth.errors import UnknownNameError, UserError
     from robustsynth.evaluation.accuracy import evaluate_accuracy
+    from robustsynth.loop import NonFiniteError, Problem, Step, pgd, pgd_steps
     from robustsynth.models.card import ModelCard
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.files import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
-    from robustsynth.loop import NonFiniteError, Problem, Step, pgd, pgd_steps
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
     from robustsynth.tasks.generate import generate
     from robustsynth.tasks.settings import GenerateSettings

@@ -12,17 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustsynth.errors import UserError
+
 
 def generator(*key: int) -> torch.Generator:
     """A generator that depends on every number of `key`, and on nothing else.
 
     It lives on the CPU whatever the device, so that a seed means the same picture everywhere.
 
+    Raises:
+        UserError: a number below 0.
+
     Example:
         >>> a, b = generator(0, 17), generator(0, 17)
         >>> bool(torch.equal(torch.randn(3, generator=a), torch.randn(3, generator=b)))
         True
     """
+    if min(key) < 0:
+        raise UserError(f"expected a seed of 0 or more, got {min(key)}")
     # SeedSequence mixes the numbers, so that neighbouring seeds give unrelated streams.
     state = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -7,6 +7,7 @@ to fit, uniform noise. Large images are fitted at a quarter of their resolution,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from robustsynth import randomness
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
 
-RANK = 96
-"""Directions kept of each class's covariance; the rest is kept as its mean variance."""
+RANK = 64
+"""Directions kept of each class's covariance. The rest is kept as the variance of each of its frequencies: outside of
+the leading directions, natural images differ much as stationary noise does, which the cosine transform decorrelates.
+White noise in its place would be grain that no photograph has."""
 
 RIDGE = 1e-4
 """What the paper adds to the covariance's diagonal."""
@@ -40,7 +43,8 @@ class ClassSeeds:
         mean: (K, C, h, w), of each class.
         std: (K, C, h, w), of each pixel.
         basis: (K, R, C·h·w), directions of the covariance scaled by their standard deviation.
-        residual: (K,), mean variance a pixel outside of the basis.
+        residual: (K, C, h, w), standard deviation outside of the basis of each cosine frequency of each of
+            brightness and two colour differences (of brightness alone where C is 1).
     """
 
     image_size: int
@@ -55,24 +59,24 @@ class ClassSeeds:
 
     def multivariate(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """N(μ_y, Σ_y + 1e-4·I), Σ_y of low rank: (N, C, h, w), not yet in [0, 1]."""
+        shape = self.mean.shape[1:]
         along = randomness.normal(generators, self.basis.shape[1:2])
-        noise = randomness.normal(generators, self.mean.shape[1:])
+        noise = randomness.normal(generators, shape)
+        spread = (self.residual**2 + RIDGE).sqrt()
         # One image at a time: a batched product may round an image differently in another batch.
-        offsets = [a @ self.basis[label] for a, label in zip(along, labels.tolist(), strict=True)]
-        spread = (self.residual[labels] + RIDGE).sqrt().view(-1, 1, 1, 1)
-        return self.mean[labels] + torch.stack(offsets).view(-1, *self.mean.shape[1:]) + spread * noise
+        drawn = [
+            self.mean[label] + (a @ self.basis[label]).view(shape) + from_frequencies((spread[label] * n)[None])[0]
+            for label, a, n in zip(labels.tolist(), along, noise, strict=True)
+        ]
+        return torch.stack(drawn) if drawn else torch.empty(0, *shape)
 
     def save(self, folder: Path | str) -> Path:
         """Write ``seeds.safetensors`` (float16) into `folder`, whole or not at all."""
-        tensors = {"mean": self.mean, "std": self.std, "basis": self.basis, "residual": self.residual.clone()}
-        small = {name: t.to(torch.float16).contiguous() for name, t in tensors.items() if name != "residual"}
+        tensors = {"mean": self.mean, "std": self.std, "basis": self.basis, "residual": self.residual}
+        small = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
         path = Path(folder) / SEEDS_FILE
         with written_beside(path) as temporary:
-            save_file(
-                {**small, "residual": self.residual.float()},
-                temporary,
-                metadata={"image_size": str(self.image_size)},
-            )
+            save_file(small, temporary, metadata={"image_size": str(self.image_size)})
         return path
 
     @classmethod
@@ -133,13 +137,13 @@ def fit_class_seeds(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, scale, directions = torch.svd_lowrank(centred, q=min(kept + 16, *centred.shape), niter=4)
-        basis = (directions[:, :kept] * scale[:kept] / (len(chosen) - 1) ** 0.5).T
-        basis = F.pad(basis, (0, 0, 0, rank - kept))
-        total = centred.var(0).sum()
+        directions = directions[:, :kept]
+        basis = (directions * scale[:kept] / (len(chosen) - 1) ** 0.5).T
+        left = centred - centred @ directions @ directions.T
         fitted["mean"].append(mean)
         fitted["std"].append(pixels.std(0))
-        fitted["basis"].append(basis)
-        fitted["residual"].append(((total - (basis**2).sum()) / centred.shape[1]).clamp_min(0))
+        fitted["basis"].append(F.pad(basis, (0, 0, 0, rank - kept)))
+        fitted["residual"].append(to_frequencies(left.view_as(pixels)).square().mean(0).sqrt())
     return ClassSeeds(image_size=image_size, **{name: torch.stack(rows) for name, rows in fitted.items()})
 
 
@@ -171,6 +175,8 @@ def sample_seeds(
         torch.Size([2, 3, 8, 8])
     """
     if kind == "uniform":
+        if shape is None and seeds is not None:
+            shape = (seeds.mean.shape[1], seeds.image_size, seeds.image_size)
         if shape is None:
             raise UserError("expected the shape (C, H, W) of the images to start from uniform noise, got none")
         return randomness.uniform(generators, shape)
@@ -189,6 +195,45 @@ def sample_seeds(
     if upsampling == "nearest":
         return F.interpolate(drawn, size=size, mode="nearest")
     return F.interpolate(drawn, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def to_frequencies(images: Tensor) -> Tensor:
+    """The orthonormal cosine transform of (N, C, H, W), of brightness and colour differences where C is 3.
+
+    Example:
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> bool(torch.allclose(from_frequencies(to_frequencies(x)), x, atol=1e-5))
+        True
+    """
+    rows, columns = _cosines(images.shape[2]), _cosines(images.shape[3])
+    return rows @ _mix(images, _opponents(images.shape[1])) @ columns.T
+
+
+def from_frequencies(coefficients: Tensor) -> Tensor:
+    """The inverse of `to_frequencies`."""
+    rows, columns = _cosines(coefficients.shape[2]), _cosines(coefficients.shape[3])
+    return _mix(rows.T @ coefficients @ columns, _opponents(coefficients.shape[1]).T)
+
+
+def _mix(images: Tensor, matrix: Tensor) -> Tensor:
+    return torch.einsum("kc,nchw->nkhw", matrix, images)
+
+
+@functools.cache
+def _cosines(size: int) -> Tensor:
+    """The orthonormal cosine basis (size, size), a row a frequency."""
+    place, frequency = torch.arange(size) + 0.5, torch.arange(size).view(-1, 1)
+    basis = torch.cos(torch.pi / size * frequency * place) * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis
+
+
+def _opponents(channels: int) -> Tensor:
+    """Orthonormal brightness, red minus blue, and green against both."""
+    if channels != 3:
+        return torch.eye(channels)
+    axes = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    return axes / axes.norm(dim=1, keepdim=True)
 
 
 def _reduced(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     help="Radii such as 0.25,0.5,1.0; the model's own if not given.",
 )
 @click.option("--num", type=click.IntRange(min=1), default=None, help="Only so many images, drawn at random.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random starts and of the images drawn.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random starts and of the images drawn."
+)
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Of the attack's gradients."
 )
@@ -63,7 +65,10 @@ def command(
     model = load_model(model_name, device=device)
     say(describe_model(model))
     threat_model = {} if model.card is None else model.card.threat_model
-    norm = norm or threat_model.get("norm", "l2")
+    own_norm = threat_model.get("norm", "l2")
+    norm = norm or own_norm
+    if eps is None and norm != own_norm:
+        raise UserError(f"expected --eps with --norm {norm}, because the model's own radius is of {own_norm}, got none")
     if eps is None:
         eps = tuple(e for e in (threat_model.get("eps", 0.0),) if e) or (0.5,)
     images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=say)
@@ -72,6 +77,10 @@ def command(
             f"expected data with the model's {len(model.classes)} classes ({', '.join(model.classes[:3])} …), "
             f"got {len(images.classes)} ({', '.join(images.classes[:3])} …)"
         )
+    labels = np.asarray(images.labels)
+    if set(images.classes) == set(model.classes):
+        # The same classes may come in another order, where they are labelled by their sorted names.
+        labels = np.array([model.classes.index(name) for name in images.classes])[labels]
     chosen = np.arange(len(images))
     if num is not None and num < len(images):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:num])
@@ -79,7 +88,7 @@ def command(
         rows = evaluate_accuracy(
             model,
             images.images[chosen],
-            images.labels[chosen],
+            labels[chosen],
             norm=norm,
             eps=eps,
             seed=seed,

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
+from robustsynth.loop import NonFiniteError, Problem, pgd
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import Untargeted
-from robustsynth.loop import Problem, pgd
 from robustsynth.randomness import image_generators
 
 PGD_STEPS = 20
@@ -46,7 +46,7 @@ class Accuracy:
         z, n, p = 1.959964, self.total, self.share
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return middle - half, middle + half
+        return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def evaluate_accuracy(
@@ -86,10 +86,20 @@ def evaluate_accuracy(
     """
     if len(images) == 0:
         raise UserError("expected images to evaluate on, got none")
+    side = model.image_size
+    if images.shape[3] != model.channels or (side is not None and images.shape[1:3] != (side, side)):
+        raise UserError(
+            f"expected images (N, {side or 'H'}, {side or 'W'}, {model.channels}) for model {model.name!r}, "
+            f"got {images.shape}"
+        )
+    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(model.classes):
+        raise UserError(f"expected one label from 0 to {len(model.classes) - 1} for each of {len(images)} images")
+    for radius in eps:
+        ball(norm, radius)  # Says what is wrong with it before any work is done.
     fast = model.synthesizer(precision=precision, batch_size=batch_size)
     exact = model.synthesizer(precision="float32", batch_size=fast.execution.batch_size)
     right = dict.fromkeys([0.0, *eps], 0)
-    size = max(fast.execution.batch_size, 32)
+    size = batch_size or max(fast.execution.batch_size, 32)
     for start in range(0, len(images), size):
         chosen = np.arange(start, min(start + size, len(images)))
         batch = torch.from_numpy(np.ascontiguousarray(images[chosen])).to(model.device)
@@ -104,8 +114,16 @@ def evaluate_accuracy(
             survivors = clean.nonzero().flatten()
             for random_start in (False, True):
                 # Who has fallen stays fallen, so that only survivors need the next attack.
-                indices = (chosen[survivors.cpu().numpy()]).tolist() if random_start else None
-                held = _survive(fast, exact, batch[survivors], truth[survivors], norm, radius, seed, indices)
+                indices = chosen[survivors.cpu().numpy()].tolist()
+                starts = image_generators(seed, indices) if random_start else None
+                try:
+                    held = _survive(fast, exact, batch[survivors], truth[survivors], norm, radius, starts)
+                except NonFiniteError as error:
+                    position, step = next(iter(error.failures.items()))
+                    raise UserError(
+                        f"expected finite losses and gradients, got NaN or infinity for image {indices[position]} at "
+                        f"step {step} of PGD at eps {radius:g}; check the model's weights, or try --precision float32"
+                    ) from None
                 survivors = survivors[held]
             right[radius] += len(survivors)
         if on_images is not None:
@@ -120,14 +138,13 @@ def _survive(
     labels: Tensor,
     norm: str,
     eps: float,
-    seed: int,
-    indices: list[int] | None,
+    starts: Sequence[torch.Generator] | None,
 ) -> Tensor:
-    """Which images stay right under PGD-20, from random starts where `indices` says whose."""
+    """Which images stay right under PGD-20, from the images or from random starts that `starts` draw."""
     if len(images) == 0:
         return torch.zeros(0, dtype=torch.bool, device=images.device)
     constraint = ball(norm, eps)
-    start = images if indices is None else constraint.random_start(images, image_generators(seed, indices))
+    start = images if starts is None else constraint.random_start(images, starts)
     problem = Problem(start, Untargeted(fast, labels), constraint, center=images)
     attacked = pgd(problem, step_size=2.5 * eps / PGD_STEPS, steps=PGD_STEPS, use_best=False)
     with torch.no_grad():

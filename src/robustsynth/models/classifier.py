@@ -137,8 +137,9 @@ class Classifier(nn.Module):
         """
         from robustsynth.models.synthesizer import build_synthesizer
 
-        # Weights that have changed since (their version counts) must not be served from the cache.
-        versions = tuple(t._version for t in (*self.network.parameters(), *self.network.buffers()))
+        # Weights that have changed (their version counts) or been exchanged since must not be served from the cache.
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        versions = tuple((id(t), t.data_ptr(), t._version) for t in tensors)
         key = (precision, batch_size, str(self.device), torch.get_num_threads())
         known = self._synthesizers.get(key)
         if known is None or known.versions != versions:
@@ -154,10 +155,10 @@ class Classifier(nn.Module):
             UnknownNameError: no such class.
             UserError: an index out of range.
         """
-        if isinstance(name, int) or name.isdigit():
-            # A digit classifier's classes are themselves named by digits; names go first.
-            if str(name) in self.classes:
-                return self.classes.index(str(name))
+        # A digit classifier's classes are themselves named by digits; names go first, as they are written.
+        if str(name) in self.classes:
+            return self.classes.index(str(name))
+        if isinstance(name, int) or name.isdecimal():
             if 0 <= int(name) < len(self.classes):
                 return int(name)
             raise UserError(f"expected a class index from 0 to {len(self.classes) - 1}, got {name}")

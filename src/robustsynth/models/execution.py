@@ -6,6 +6,7 @@ times slower, and libraries claim support on both, so the pass that synthesis co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,6 +24,8 @@ from robustsynth.files import cache_folder, write_json
 
 if TYPE_CHECKING:
     from robustsynth.models.classifier import Classifier
+
+PRECISIONS = ("float32", "bfloat16")
 
 BUDGET = 0.5
 """Seconds that comparing precisions may take; comparing batch sizes may take as many again."""
@@ -84,20 +87,20 @@ def chosen_execution(
     """
     if precision is not None and batch_size is not None:
         return Execution(precision, batch_size, measured=False)
-    remembered = cache_folder("execution") / f"{_key(classifier, precision, batch_size)}.json"
-    try:
-        return Execution(**json.loads(remembered.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # Not measured yet, or written by another version: measure.
+    key = _key(classifier, precision, batch_size)
+    if (remembered := _remembered(key)) is not None:
+        return remembered
     size = classifier.image_size or 32
     sizes = batch_sizes(size, classifier.device)
     example = torch.rand(sizes[-1], classifier.channels, size, size, device=classifier.device)
     if precision is None:
-        precision = fastest_precision({p: twin(p) for p in ("float32", "bfloat16")}, example[: sizes[0]])
+        precision = fastest_precision({p: twin(p) for p in PRECISIONS}, example[: sizes[0]])
     if batch_size is None:
         batch_size = smallest_good_batch(twin(precision), example, sizes)
     execution = Execution(precision, batch_size, measured=True)
-    write_json(remembered, execution.as_dict())
+    # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the pictures.
+    with contextlib.suppress(OSError):
+        write_json(cache_folder("execution") / f"{key}.json", execution.as_dict())
     return execution
 
 
@@ -152,6 +155,15 @@ def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:
     while sum(times) < budget and len(times) < 50:
         times.append(once())
     return min(times)
+
+
+def _remembered(key: str) -> Execution | None:
+    """What was measured before; None where nothing was, or where the file is damaged or of another version."""
+    try:
+        found = Execution(**json.loads((cache_folder("execution") / f"{key}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.precision in PRECISIONS and type(found.batch_size) is int and found.batch_size > 0 else None
 
 
 def _key(classifier: Classifier, precision: str | None, batch_size: int | None) -> str:

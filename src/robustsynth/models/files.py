@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.errors import UnknownNameError, UserError, closest_first
 from robustsynth.files import sha256, written_beside
 from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
@@ -25,7 +25,7 @@ ZOO = Path(__file__).resolve().parents[3] / "zoo"
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Classifier:
-    """A classifier from a bundled name, a folder, or a ``.safetensors`` file with its card beside it.
+    """A classifier from a bundled name, a folder, or the ``model.safetensors`` in it.
 
     Args:
         name_or_path: such as ``"cifar10"``; `model_names` lists the names.
@@ -72,7 +72,11 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
         card=card,
         folder=folder,
     )
-    return classifier.to(device if device is not None else default_device()).eval()
+    try:
+        return classifier.to(device if device is not None else default_device()).eval()
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device.
+        reason = str(error).splitlines()[0]
+        raise UserError(f"expected a device that is here, such as cpu, got {str(device)!r} ({reason})") from None
 
 
 def save_model(folder: Path | str, classifier: Classifier, card: ModelCard) -> ModelCard:
@@ -126,13 +130,13 @@ def find_model(name_or_path: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        if path.name == WEIGHTS_FILE or path.suffix == ".safetensors":
+        if path.name == WEIGHTS_FILE:
             return path.parent
         raise _refusal(path)
     if path.suffix or len(path.parts) > 1:
         raise UserError(
             f"expected a model's name or folder, got {str(name_or_path)!r}, which does not exist; "
-            f"names: {', '.join(names)}"
+            f"names: {', '.join(closest_first(str(name_or_path), names))}"
         )
     raise UnknownNameError("model", str(name_or_path), names, "A folder that `robustsynth train` wrote works too.")
 

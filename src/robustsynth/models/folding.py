@@ -39,15 +39,19 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
             continue
-        before = node.args[0]
-        if before.op != "call_module" or len(before.users) != 1:
+        before = node.args[0] if node.args else node.kwargs["input"]
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
         convolution, norm = modules[before.target], modules[node.target]
         assert isinstance(norm, nn.BatchNorm2d)
-        shared = sum(n.target == before.target for n in traced.graph.nodes if n.op == "call_module") > 1
-        if shared or type(convolution) is not nn.Conv2d or norm.running_mean is None:
+        # Used again elsewhere, as a module or by its numbers, it must stay as it is; a hook may do anything between.
+        own = str(before.target)
+        uses = sum(str(n.target) == own or str(n.target).startswith(f"{own}.") for n in traced.graph.nodes)
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (convolution, norm))
+        if uses > 1 or hooked or type(convolution) is not nn.Conv2d or norm.running_mean is None:
             continue
-        traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+        modules[own] = fuse_conv_bn_eval(convolution, norm)
+        traced.set_submodule(own, modules[own])
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.graph.lint()

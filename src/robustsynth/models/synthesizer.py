@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustsynth.errors import UserError
 from robustsynth.models.classifier import Classifier, representation
-from robustsynth.models.execution import Execution, chosen_execution
+from robustsynth.models.execution import PRECISIONS, Execution, chosen_execution
 from robustsynth.models.folding import fold_batch_norm, reducible
 
 
@@ -33,7 +33,7 @@ class Synthesizer(nn.Module):
         self.image_size = classifier.image_size
         self.precision = precision
         self.execution = Execution(precision=precision, batch_size=32, measured=False)
-        self.versions: tuple[int, ...] = ()
+        self.versions: tuple[tuple[int, int, int], ...] = ()
         # Where the whole network may be reduced its weights are cast once; elsewhere autocast casts them again
         # in each pass, but keeps normalisations in float32.
         self.whole = precision == "bfloat16" and reducible(network)
@@ -43,6 +43,7 @@ class Synthesizer(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.register_buffer("mean", classifier.mean.clone())
         self.register_buffer("std", classifier.std.clone())
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) in the images' own precision, float32 or float64."""
@@ -83,6 +84,3 @@ def build_synthesizer(
     result = twin(execution.precision)
     result.execution = execution
     return result
-
-
-PRECISIONS = ("float32", "bfloat16")

@@ -14,9 +14,9 @@ from robustsynth import randomness
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.images import as_tensor, load_picture, picture_files
+from robustsynth.loop import NonFiniteError, Problem, Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import CrossEntropy
-from robustsynth.loop import NonFiniteError, Problem, Step
 from robustsynth.seeds import SEED_KINDS, SEEDS_FILE, ClassSeeds, sample_seeds
 from robustsynth.tasks.batches import Batch, solve_in_batches
 from robustsynth.tasks.settings import GenerateSettings, resolve_settings

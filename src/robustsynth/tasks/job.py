@@ -16,10 +16,10 @@ import robustsynth
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, write_json
 from robustsynth.images import display_scale, grid, load_picture, save_png, to_uint8
+from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.loop import Step
 from robustsynth.tasks.generate import generate_batches
 from robustsynth.tasks.samples import NpzSamples, PngSamples
 from robustsynth.tasks.settings import GenerateSettings

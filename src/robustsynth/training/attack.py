@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustsynth.constraints import ball
-from robustsynth.objectives import Untargeted
 from robustsynth.loop import Problem, pgd
+from robustsynth.objectives import Untargeted
 
 
 def adversarial_images(

@@ -56,7 +56,8 @@ def _resized_crop(images: Tensor, flip: bool, generator: torch.Generator) -> Ten
     zero = torch.zeros_like(wide)
     affine = torch.stack([torch.stack([wide * mirror, zero, left], 1), torch.stack([zero, high, top], 1)], 1)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    views = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return views.clamp(0, 1)  # Rounded weights may add up to a little more than one.
 
 
 def _jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustsynth.data import ImageData, hold_out
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, written_beside
+from robustsynth.loop import NonFiniteError
 from robustsynth.models.architectures import build_network, standard_width
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
@@ -74,9 +75,21 @@ class Trainer:
             )
         if not resume and (self.out / CHECKPOINT).exists():
             raise UserError(
-                f"expected an empty folder for a new run, but {self.out} holds one; --resume goes on with it"
+                f"expected an empty folder for a new run, but {self.out} holds one; "
+                "--resume goes on with it, another --out begins anew"
+            )
+        if not resume and (self.out / "card.json").exists():
+            raise UserError(
+                f"expected an empty folder for a new run, but {self.out} holds a model; choose another --out"
             )
         self.held, self.kept = hold_out(len(data), settings.held_out)
+        counts = np.bincount(np.asarray(data.labels)[self.kept], minlength=len(data.classes))
+        if counts.min() < 2:
+            # Seeds are fitted when training ends, which is too late to say so.
+            raise UserError(
+                f"expected at least 2 images of each class beside the {settings.held_out} held out, "
+                f"got {counts.min()} of {data.classes[int(counts.argmin())]!r}; lower --held-out or add images"
+            )
         self.steps_per_epoch = len(self.kept) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         size, channels = data.images.shape[1], data.images.shape[3]
@@ -90,11 +103,15 @@ class Trainer:
         ).to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
         self.std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
-        self.state = TrainState.fresh(settings, network, Execution(precision or "float32", settings.batch_size, False))
+        execution = Execution(precision or "float32", settings.batch_size, measured=False)
+        self.state = TrainState.fresh(settings, network, execution, data_summary(data))
         if resume:
             self.state.load(self.out, self.device)
+            self._check_same_run(precision)
         elif precision is None:
-            self.state.execution = self._measured_execution(torch.rand(16, channels, size, size, device=self.device))
+            # Enough to tell on a processor; a graphics card must be filled as training fills it.
+            count = settings.batch_size if self.device.type == "cuda" else 16
+            self.state.execution = self._measured_execution(torch.rand(count, channels, size, size, device=self.device))
 
     def run(self, on_step: Callable[[Trainer, float], object] | None = None) -> Path:
         """Train to the end and finish the model folder.
@@ -107,29 +124,38 @@ class Trainer:
             The model's folder.
 
         Raises:
-            UserError: the loss became NaN or infinite. The last checkpoint stays.
+            UserError: the loss, a gradient or the attack became NaN or infinite. The last checkpoint stays.
         """
         state = self.state
         saved = started = time.monotonic()
+
+        def count_time() -> float:
+            nonlocal started
+            now = time.monotonic()
+            state.seconds, started = state.seconds + now - started, now
+            return now
+
+        if state.step == 0:
+            state.save(self.out)  # So that a kill in the first minutes can be resumed too.
         while state.step < self.total_steps:
             epoch, first = divmod(state.step, self.steps_per_epoch)
             draw = torch.randperm(len(self.kept), generator=generator(self.settings.seed, ORDER, epoch)).numpy()
             order = self.kept[draw]
-            loss = float("nan")
             for position in range(first, self.steps_per_epoch):
                 places = order[position * self.settings.batch_size : (position + 1) * self.settings.batch_size]
                 loss = self._step(*self._batch(places))
-                now = time.monotonic()
-                state.seconds, started = state.seconds + now - started, now
+                now = count_time()
                 keep_going = on_step is None or on_step(self, loss) is not False
-                if not keep_going or now - saved > CHECKPOINT_SECONDS:
+                ended = position + 1 == self.steps_per_epoch
+                if ended:
+                    # Before any checkpoint of this step: a resumed run begins with the next epoch.
+                    self._end_epoch(epoch, loss)
+                    now = count_time()
+                if ended or not keep_going or now - saved > CHECKPOINT_SECONDS:
                     state.save(self.out)
                     saved = now
                 if not keep_going:
                     return self.out
-            self._end_epoch(epoch, loss)
-            state.save(self.out)
-            saved = started = time.monotonic()
         self._finish()
         return self.out
 
@@ -145,7 +171,7 @@ class Trainer:
         return logits
 
     def _batch(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        # Sorted reads of the memory-mapped file, then back into the epoch's order.
+        # Indexing by an array copies from the memory map, so that the tensor may be written to.
         images = torch.from_numpy(self.data.images[places]).to(self.device).permute(0, 3, 1, 2).float() / 255
         return images, torch.from_numpy(self.data.labels[places]).to(self.device)
 
@@ -158,34 +184,57 @@ class Trainer:
             # The attack sees the network as it will be used, and parameters' gradients would be wasted on it.
             state.network.eval().requires_grad_(False)
             scale = settings.attack_scale(state.step, self.steps_per_epoch)
-            images = adversarial_images(
-                logits,
-                images,
-                labels,
-                norm=settings.norm,
-                eps=scale * settings.eps,
-                step_size=scale * settings.attack_step_size,
-                steps=settings.attack_steps,
-                random_start=stream if settings.random_start else None,
-            )
+            try:
+                images = adversarial_images(
+                    logits,
+                    images,
+                    labels,
+                    norm=settings.norm,
+                    eps=scale * settings.eps,
+                    step_size=scale * settings.attack_step_size,
+                    steps=settings.attack_steps,
+                    random_start=stream if settings.random_start else None,
+                )
+            except NonFiniteError:
+                raise self._not_finite("a finite attack") from None
         state.network.train().requires_grad_(True)
         for group in state.optimizer.param_groups:
             group["lr"] = settings.rate(state.step, self.steps_per_epoch)
         loss = F.cross_entropy(logits(images), labels, label_smoothing=settings.label_smoothing)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise UserError(
-                f"expected a finite loss, got {value} at step {state.step}; the last checkpoint in {self.out} is kept. "
-                "Lower --learning-rate, or try --precision float32"
-            )
+            raise self._not_finite("a finite loss")
         state.optimizer.zero_grad()
         loss.backward()
-        if settings.clip_norm:
-            nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm, foreach=True)
+        # Without a bound the norm is still taken: a gradient that is not finite must not reach the weights, whose
+        # checkpoint would replace the last good one.
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm or math.inf, foreach=True)
+        if not bool(torch.isfinite(norm)):
+            raise self._not_finite("a finite gradient")
         state.optimizer.step()
         state.step += 1
         state.update_average()
         return value
+
+    def _not_finite(self, expected: str) -> UserError:
+        return UserError(
+            f"expected {expected}, got NaN or infinity at step {self.state.step}; the last checkpoint in {self.out} "
+            "is kept. Begin again in another --out with a lower --learning-rate, or try --precision float32"
+        )
+
+    def _check_same_run(self, precision: str | None) -> None:
+        """Refuse to go on with other images or in another precision: the result would be neither run's."""
+        begun, now = self.state.data, data_summary(self.data)
+        differing = [name for name, value in now.items() if begun.get(name, value) != value]
+        if differing:
+            told = "; ".join(f"{name}: {begun[name]} then, {now[name]} now" for name in differing)
+            raise UserError(f"expected the data that {self.out} was begun with, got other ({told}); pass its --data")
+        self.state.data = now
+        if precision is not None and precision != self.state.execution.precision:
+            raise UserError(
+                f"expected the precision that {self.out} was begun in, {self.state.execution.precision}, "
+                f"got {precision}; resume without --precision"
+            )
 
     def _end_epoch(self, epoch: int, loss: float) -> None:
         """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
@@ -289,16 +338,19 @@ class Trainer:
 
     def _measured_execution(self, images: Tensor) -> Execution:
         state, batch = self.state, self.settings.batch_size
-        network = state.network.train()
+        # In evaluation mode: measuring must not move batch norm's statistics, nor fail on a single small image.
+        network = state.network.eval()
 
         class Reduced(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
                 with torch.autocast(images.device.type, torch.bfloat16):
                     return network(x).float()
 
-        kept = {name: value.clone() for name, value in network.state_dict().items()}
         shaped = images.contiguous(memory_format=torch.channels_last)
         precision = fastest_precision({"float32": network, "bfloat16": Reduced()}, shaped)
-        # Measuring in training mode has moved batch norm's statistics: put back what was there.
-        network.load_state_dict(kept)
         return Execution(precision, batch)
+
+
+def data_summary(data: ImageData) -> dict[str, Any]:
+    """What tells one data set from another, for a checkpoint."""
+    return {"images": len(data), "shape": list(data.images.shape[1:]), "classes": list(data.classes)}

@@ -80,9 +80,16 @@ class TrainSettings:
         for name, choices in {"norm": ("l2", "linf"), "schedule": ("cosine", "step"), "crop": CROPS}.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "evaluate_every", "held_out"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "evaluate_every", "held_out", "width", "image_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"expected a positive finite learning_rate, got {self.learning_rate}")
+        for name in ("weight_decay", "clip_norm", "jitter", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"expected a finite {name} of 0 or more, got {getattr(self, name)}")
+        if any(m < 0 for m in self.milestones):
+            raise UserError(f"expected milestones of 0 or more epochs, got {self.milestones}")
         if not 0 <= self.eps < math.inf:
             raise UserError(f"expected a finite eps of 0 or more, got {self.eps}")
         if self.eps > 0 and (self.attack_steps < 1 or not self.attack_step_size > 0):

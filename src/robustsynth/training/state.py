@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ class TrainState:
         average: its weights' moving average, which is what is evaluated and kept.
         optimizer: SGD.
         execution: precision and batch size, as measured when the run started.
+        data: what tells the images that it trains on from others.
         step: steps done.
         seconds: of training so far, over all resumptions.
         best: the best selection score so far, and where.
@@ -40,16 +43,19 @@ class TrainState:
     average: nn.Module
     optimizer: torch.optim.SGD
     execution: Execution
+    data: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def fresh(cls, settings: TrainSettings, network: nn.Module, execution: Execution) -> TrainState:
+    def fresh(
+        cls, settings: TrainSettings, network: nn.Module, execution: Execution, data: dict[str, Any]
+    ) -> TrainState:
         """A run that has not begun."""
         average = copy.deepcopy(network).requires_grad_(False).eval()
-        return cls(settings, network, average, make_optimizer(settings, network), execution)
+        return cls(settings, network, average, make_optimizer(settings, network), execution, data)
 
     def update_average(self) -> None:
         """Move the average towards the weights; early on, when they are poor, by more."""
@@ -67,6 +73,7 @@ class TrainState:
         contents = {
             "settings": dataclasses.asdict(self.settings),
             "execution": self.execution.as_dict(),
+            "data": self.data,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -75,8 +82,11 @@ class TrainState:
             "best": self.best,
             "rows": self.rows,
         }
+        # By way of memory: on a full disk torch.save hides the operating system's error behind one of its own.
+        packed = io.BytesIO()
+        torch.save(contents, packed)
         with written_beside(folder / CHECKPOINT) as temporary:
-            torch.save(contents, temporary)
+            temporary.write_bytes(packed.getbuffer())
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Become what `save` wrote.
@@ -93,9 +103,17 @@ class TrainState:
                 f"expected the settings that {folder} was begun with, got others in {', '.join(differing)}; "
                 "resume without them, or choose another --out"
             )
-        self.network.load_state_dict(contents["network"])
-        self.average.load_state_dict(contents["average"])
-        self.optimizer.load_state_dict(contents["optimizer"])
+        try:
+            self.network.load_state_dict(contents["network"])
+            self.average.load_state_dict(contents["average"])
+            self.optimizer.load_state_dict(contents["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()[:200]
+            raise UserError(
+                f"expected the weights in {folder / CHECKPOINT} to fit the network, but they do not ({reason}); "
+                "pass the --data that the run was begun with"
+            ) from None
+        self.data = contents.get("data", {})
         self.execution = Execution(**contents["execution"])
         self.step, self.seconds = contents["step"], contents["seconds"]
         self.best, self.rows = contents["best"], contents["rows"]
@@ -105,16 +123,27 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     """The contents of a run's checkpoint; nothing in it is executed.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or it holds code.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         raise UserError(f"expected a checkpoint to resume from in {folder}, found no {CHECKPOINT}; leave out --resume")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        contents = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # A damaged file fails in the zip reader, the unpickler or the tensors.
-        reason = str(error).splitlines()[0][:200]
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise UserError(
+                f"expected a checkpoint of tensors and plain values in {path}, but it holds code, which is never "
+                "executed here. Convert it where you trust it: torch.load it there with weights_only=False and "
+                "torch.save its state_dict() instead; or begin again in another --out"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"expected a checkpoint in {path}, but it is damaged ({reason}); begin again") from None
+    needed = ("settings", "execution", "network", "average", "optimizer", "step", "seconds", "best", "rows")
+    missing = [name for name in needed if not isinstance(contents, dict) or name not in contents]
+    if missing:
+        raise UserError(f"expected a checkpoint of robustsynth train in {path}, but it lacks {', '.join(missing)}")
+    return contents
 
 
 def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.SGD:
