@@ -65,7 +65,7 @@ def command(
     model = load_model(model_name, device=device)
     say(describe_model(model))
     threat_model = {} if model.card is None else model.card.threat_model
-    own_norm = threat_model.get("norm", "l2")
+    own_norm: str = threat_model.get("norm", "l2")
     norm = norm or own_norm
     if eps is None and norm != own_norm:
         raise UserError(f"expected --eps with --norm {norm}, because the model's own radius is of {own_norm}, got none")

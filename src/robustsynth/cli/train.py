@@ -88,7 +88,7 @@ def _settings_and_data(
         data = data or begun["data"]
         if preset is None:
             said = {k: v for k, v in given.items() if v is not None}
-            return settings_from(begun["settings"] | said), data
+            return settings_from(begun["settings"] | said), str(data)
     if data is None:
         raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
     return resolve_train_settings(preset, given), data

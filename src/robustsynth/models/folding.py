@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 REDUCIBLE = (
@@ -42,10 +43,10 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         before = node.args[0] if node.args else node.kwargs["input"]
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
-        convolution, norm = modules[before.target], modules[node.target]
+        own = str(before.target)
+        convolution, norm = modules[own], modules[node.target]
         assert isinstance(norm, nn.BatchNorm2d)
         # Used again elsewhere, as a module or by its numbers, it must stay as it is; a hook may do anything between.
-        own = str(before.target)
         uses = sum(str(n.target) == own or str(n.target).startswith(f"{own}.") for n in traced.graph.nodes)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (convolution, norm))
         if uses > 1 or hooked or type(convolution) is not nn.Conv2d or norm.running_mean is None:
@@ -65,3 +66,35 @@ def reducible(network: nn.Module) -> bool:
     leaves = [m for m in network.modules() if not list(m.children())]
     owned = {id(p) for m in leaves for p in m.parameters(recurse=False)}
     return all(isinstance(m, REDUCIBLE) for m in leaves) and all(id(p) in owned for p in network.parameters())
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that stays in float32 whatever it is given."""
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Float32Linear:
+        """One with the weights of `linear`."""
+        made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        made.load_state_dict(linear.state_dict())
+        return made.to(linear.weight.device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
+def reduce_but_logits(network: nn.Module) -> None:
+    """Hold `network` in bfloat16, but for the linear layer that gives the logits, where it is known which.
+
+    Logits of about 20 come in steps of an eighth in bfloat16. The loss would take few different values, and which
+    iterate is best would be decided by ties.
+    """
+    exact: tuple[str, Float32Linear] | None = None
+    if isinstance(network, fx.GraphModule):
+        last = next(node for node in network.graph.nodes if node.op == "output").args[0]
+        if isinstance(last, fx.Node) and last.op == "call_module":
+            layer = network.get_submodule(str(last.target))
+            if type(layer) is nn.Linear:
+                exact = str(last.target), Float32Linear.of(layer)
+    network.to(torch.bfloat16)
+    if exact is not None:
+        network.set_submodule(exact[0], exact[1].requires_grad_(False))

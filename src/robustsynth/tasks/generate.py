@@ -14,7 +14,7 @@ from robustsynth import randomness
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.images import as_tensor, load_picture, picture_files
-from robustsynth.loop import NonFiniteError, Problem, Step
+from robustsynth.loop import NonFiniteError, Problem, Step, check_images
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import CrossEntropy
 from robustsynth.seeds import SEED_KINDS, SEEDS_FILE, ClassSeeds, sample_seeds
@@ -62,7 +62,9 @@ def generate(
         >>> generate(load_model("mnist"), [3, 7], seed=0, steps=2).shape
         torch.Size([2, 1, 28, 28])
     """
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(labels).cpu()
+    labels = labels if labels.numel() else labels.long()
+    _check_labels(labels, model)
     resolved = resolve_generate(model, preset=preset, given=settings)
     indices = range(len(labels)) if indices is None else indices
     if len(indices) != len(labels):
@@ -119,11 +121,13 @@ def generate_batches(
         wanted: those of `indices` to draw, all where None; a resumed job leaves out what is there.
         on_step: as for `generate`.
     """
-    last = len(model.classes) - 1
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise UserError(f"expected labels as (N,) integers, got {labels.dtype} {tuple(labels.shape)}")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
-        raise UserError(f"expected labels from 0 to {last}, got {int(labels.min())} to {int(labels.max())}")
+    _check_labels(labels, model)
+    if start is not None:
+        check_images(start, "start")
+        size = start.shape[2:] if model.image_size is None else (model.image_size, model.image_size)
+        if start.shape != (expected := (len(labels), model.channels, *size)):
+            raise UserError(f"expected start images {expected}, one a label, got {tuple(start.shape)}")
+        start = start.float()
     indices = range(len(labels)) if indices is None else indices
     position = {index: place for place, index in enumerate(indices)}
     draw = _seed_source(model, settings, start)
@@ -167,6 +171,14 @@ def has_seeds(model: Classifier) -> bool:
     return model.folder is not None and (model.folder / SEEDS_FILE).exists()
 
 
+def _check_labels(labels: Tensor, model: Classifier) -> None:
+    last = len(model.classes) - 1
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise UserError(f"expected labels as (N,) integers, got {labels.dtype} {tuple(labels.shape)}")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+        raise UserError(f"expected labels from 0 to {last}, got {int(labels.min())} to {int(labels.max())}")
+
+
 Draw = Callable[[Sequence[int], Tensor, Tensor, Sequence[torch.Generator]], Tensor]
 
 
@@ -188,7 +200,14 @@ def _seed_source(model: Classifier, settings: GenerateSettings, start: Tensor | 
             chosen: Sequence[int], places: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
         ) -> Tensor:
             starts = [files[i % len(files)] for i in chosen]
-            return as_tensor([load_picture(f, channels=model.channels, size=size) for f in starts])
+            pictures = [load_picture(f, channels=model.channels, size=size) for f in starts]
+            for file, picture in zip(starts, pictures, strict=True):
+                if picture.shape != pictures[0].shape:
+                    raise UserError(
+                        f"expected start images of one size for a model without an image size, but {file} is "
+                        f"{picture.shape[1]}×{picture.shape[0]} and {starts[0]} is not"
+                    )
+            return as_tensor(pictures)
 
         return from_files
     seeds = None
@@ -199,6 +218,12 @@ def _seed_source(model: Classifier, settings: GenerateSettings, start: Tensor | 
                 "use seeds_from='uniform', a folder of start images, or start=…"
             )
         seeds = ClassSeeds.load(model.folder)
+        if len(seeds.mean) != len(model.classes) or seeds.image_size != model.image_size:
+            raise UserError(
+                f"expected seeds of {len(model.classes)} classes for images of {model.image_size} pixels in "
+                f"{model.folder}, got {len(seeds.mean)} classes and {seeds.image_size} pixels; they belong to "
+                "another model"
+            )
     if model.image_size is None:
         raise UserError(
             "expected a model with an image size to draw seeds for, got one without; "

@@ -96,7 +96,10 @@ class GenerateJob:
                     f"expected a new folder or one with the same settings, but {self.out} holds images of other "
                     f"settings ({', '.join(differing)}); choose another --out, or replace them with --overwrite"
                 )
-            self.samples.clear()
+            # Of either format, or pictures of other settings would stay beside the new ones.
+            for made in (PngSamples, NpzSamples):
+                made(self.out, len(labels)).clear()
+            (self.out / "grid.png").unlink(missing_ok=True)
         elif earlier is None and self.samples.present():
             raise UserError(
                 f"expected a new folder, but {self.out} holds pictures without {SETTINGS_FILE}; choose another --out"
@@ -187,8 +190,11 @@ def _read_record(out: Path) -> dict[str, Any] | None:
     if out.exists() and not out.is_dir():
         raise UserError(f"expected a folder to write to, but {out} is a file; choose another --out")
     try:
-        return json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
+        record = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UserError(f"expected JSON in {out / SETTINGS_FILE}, but it is damaged; choose another --out") from None
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"expected settings in {out / SETTINGS_FILE}, but it is damaged; choose another --out")
+    return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,11 +88,9 @@ class NpzSamples:
         done = sorted(set(range(self.count)) - set(self.missing()) | set(indices))
         self.out.mkdir(parents=True, exist_ok=True)
         for path, values, dtype in ((self.images, images, np.uint8), (self.labels, labels, np.int64)):
-            shape = (self.count, *values.shape[1:])
-            new = not path.exists()
-            mapped = np.lib.format.open_memmap(
-                path, mode="w+" if new else "r+", dtype=dtype, shape=shape if new else None
-            )
+            if not path.exists():
+                _make_room(path, (self.count, *values.shape[1:]), dtype)
+            mapped = np.lib.format.open_memmap(path, mode="r+")
             mapped[list(indices)] = values
             mapped.flush()
             del mapped
@@ -117,6 +116,18 @@ class NpzSamples:
     def _remove_partial(self) -> None:
         for path in (self.progress, self.images, self.labels):
             path.unlink(missing_ok=True)
+
+
+def _make_room(path: Path, shape: tuple[int, ...], dtype: type) -> None:
+    """A file of zeros for an array, whole or not at all.
+
+    Its blocks are taken at once: writing to a mapped file with holes on a full disk kills the process.
+    """
+    with written_beside(path) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("rb+") as opened:
+                os.posix_fallocate(opened.fileno(), 0, temporary.stat().st_size)
 
 
 def _runs(indices: Sequence[int]) -> list[list[int]]:

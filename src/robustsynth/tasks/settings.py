@@ -8,6 +8,8 @@ the side of the model's images, because an ℓ2 distance over equally changed pi
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,14 +50,21 @@ class GenerateSettings:
     use_best: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.seeds_from, os.PathLike):
+            object.__setattr__(self, "seeds_from", os.fspath(self.seeds_from))
+        kinds = {"float": numbers.Real, "int": numbers.Integral, "str": str, "bool": bool}
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), kinds[str(field.type)]
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                raise UserError(f"expected {field.name} as {field.type}, got {value!r}")
         for name, choices in (
             ("step_schedule", ("constant", "linear")),
             ("seed_upsampling", ("nearest", "bicubic")),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.steps < 0 or int(self.steps) != self.steps:
-            raise UserError(f"expected a whole number of steps, 0 or more, got {self.steps}")
+        if self.steps < 0:
+            raise UserError(f"expected 0 or more steps, got {self.steps}")
         if not 0 < self.step_size < float("inf"):
             raise UserError(f"expected a positive finite step_size, got {self.step_size}")
         if self.norm not in ("l2", "linf"):

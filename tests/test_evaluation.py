@@ -1,0 +1,332 @@
+"""Accuracy under attack: against classifiers whose answer is known in closed form, and against foolbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import nn
+
+from robustsynth.cli import main
+from robustsynth.errors import UserError
+from robustsynth.evaluation.accuracy import Accuracy, evaluate_accuracy
+from robustsynth.files import sha256
+from robustsynth.models.card import ModelCard
+from robustsynth.models.classifier import Classifier
+from robustsynth.models.files import save_model
+from robustsynth.models.small_cnn import SmallCNN
+from robustsynth.seeds import fit_class_seeds
+
+SIDE = 8
+PLAIN = {"precision": "float32", "batch_size": 16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and on busy cores wait for it at every layer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
+
+
+def linear_classifier() -> Classifier:
+    """Two classes parted by a plane through the middle grey."""
+    draw = torch.Generator().manual_seed(1)
+    layer = nn.Linear(SIDE * SIDE, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(2, SIDE * SIDE, generator=draw))
+        layer.bias.copy_(-0.5 * layer.weight.sum(1))
+    network = nn.Sequential(nn.Flatten(), layer)
+    return Classifier.wrap(network, classes=2, mean=[0.0], std=[1.0], image_size=SIDE)
+
+
+def linear_problem(count: int = 120) -> tuple[Classifier, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The classifier, images away from the box's edges, labels, and signed margins f_y − f_other with w."""
+    model = linear_classifier()
+    draw = np.random.default_rng(0)
+    images = draw.integers(100, 156, (count, SIDE, SIDE, 1), dtype=np.uint8)
+    layer = model.network[1]  # pyright: ignore[reportIndexIssue]
+    w = (layer.weight[0] - layer.weight[1]).detach().double().numpy()
+    b = float((layer.bias[0] - layer.bias[1]).detach())
+    value = images.reshape(count, -1).astype(np.float64) / 255 @ w + b
+    labels = (value < 0).astype(np.int64)
+    labels[::10] = 1 - labels[::10]  # A tenth is wrong without any attack.
+    return model, images, labels, np.where(labels == 0, value, -value), w
+
+
+# Intervals
+
+
+def test_wilson_by_hand() -> None:
+    """9 of 10: centre (0.9 + 1.9208/10) / 1.38416 = 0.78897, half-width 1.96·√(0.009 + 0.0096040) / 1.38416."""
+    low, high = Accuracy(0.5, 9, 10).interval
+    assert low == pytest.approx(0.5958, abs=2e-4)
+    assert high == pytest.approx(0.9821, abs=2e-4)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100, 1999])
+def test_intervals_stay_within_0_and_1(total: int) -> None:
+    assert 0 <= Accuracy(0.0, 0, total).interval[0] < 1e-9
+    assert 0.999999 < Accuracy(0.0, total, total).interval[1] <= 1
+
+
+# Accuracy
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_linear_classifier_gives_the_closed_form(norm: str) -> None:
+    """PGD reaches exactly the images whose distance to the plane is below eps: |f| / ‖w‖₂, or |f| / ‖w‖₁."""
+    model, images, labels, margin, w = linear_problem()
+    away = margin / (np.linalg.norm(w) if norm == "l2" else np.abs(w).sum())
+    radii = [float(np.quantile(away[away > 0], q)) for q in (0.2, 0.5, 0.9)]
+    rows = evaluate_accuracy(model, images, labels, norm=norm, eps=radii, **PLAIN)
+    assert [row.eps for row in rows] == [0.0, *radii]
+    for row in rows:
+        assert row.total == 120
+        assert abs(row.right - int((away > row.eps).sum())) <= 1  # The image at the quantile itself may go either way.
+    assert rows[0].right == 108
+    shares = [row.share for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < shares[1] - 0.3
+
+
+def test_radii_twice_and_zero_are_one_row_each() -> None:
+    model, images, labels, _, _ = linear_problem()
+    rows = evaluate_accuracy(model, images, labels, eps=[0.1, 0.0, 0.1, 0.2], **PLAIN)
+    assert [row.eps for row in rows] == [0.0, 0.1, 0.2]
+    assert rows[0].right == 108
+
+
+@pytest.mark.parametrize("fooled_by", ["image", "random", "neither"])
+def test_an_image_counts_only_if_it_is_right_after_both_attacks(
+    monkeypatch: pytest.MonkeyPatch, fooled_by: str
+) -> None:
+    from robustsynth.evaluation import accuracy
+
+    model, images, labels, _, _ = linear_problem(40)
+    asked: list[int] = []
+
+    def attack(problem: Any, **settings: Any) -> torch.Tensor:
+        assert settings["steps"] == 20
+        assert settings["step_size"] == pytest.approx(2.5 * 0.3 / 20)
+        random = not torch.equal(problem.start, problem.center)
+        asked.append(random)
+        if fooled_by == ("random" if random else "image"):
+            wrong = problem.center.clone()
+            wrong[0] = 1 - wrong[0]  # The plane passes through the middle grey: a negative is of the other class.
+            return wrong
+        return problem.center
+
+    monkeypatch.setattr(accuracy, "pgd", attack)
+    rows = evaluate_accuracy(model, images, labels, eps=[0.3], precision="float32", batch_size=64)
+    assert rows[0].right == 36
+    assert rows[1].right == (36 if fooled_by == "neither" else 35)
+    assert asked == [False, True]
+
+
+def bent_classifier() -> tuple[Classifier, np.ndarray, np.ndarray]:
+    """A small trained network and the images that it was trained on."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(96) % 3
+    images = draw.normal(110, 30, (96, SIDE, SIDE, 3))
+    images[np.arange(96), :, :, labels] += 35
+    images = images.clip(0, 255).astype(np.uint8)
+    torch.manual_seed(0)
+    network = SmallCNN(classes=3, width=4, channels=3, image_size=SIDE)
+    model = Classifier.wrap(network, classes=3, mean=[0.4] * 3, std=[0.2] * 3, image_size=SIDE)
+    x, y = torch.from_numpy(images).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, images, labels
+
+
+def test_the_result_does_not_depend_on_the_batch_size() -> None:
+    model, images, labels = bent_classifier()
+    results = [
+        evaluate_accuracy(model, images, labels, eps=[0.3, 0.6], precision="float32", batch_size=size)
+        for size in (5, 32, 96)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert 0.2 < results[0][1].share < 1.0  # Somewhere in between, so that there is something to get wrong.
+
+
+def test_batches_are_as_large_as_was_asked() -> None:
+    model, images, labels = bent_classifier()
+    seen: list[int] = []
+    evaluate_accuracy(model, images, labels, eps=[], precision="float32", batch_size=40, on_images=seen.append)
+    assert seen == [40, 40, 16]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_as_strong_as_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox")
+    model, images, labels = bent_classifier()
+    eps = 0.5
+    ours = evaluate_accuracy(model, images, labels, eps=[eps], **PLAIN)[1].share
+    theirs = foolbox.attacks.L2ProjectedGradientDescentAttack(abs_stepsize=2.5 * eps / 20, steps=20, random_start=False)
+    wrapped = foolbox.PyTorchModel(model.requires_grad_(False), bounds=(0, 1), device="cpu")
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    _, _, fooled = theirs(wrapped, x, torch.from_numpy(labels), epsilons=eps)
+    share = 1 - fooled.float().mean().item()
+    assert 0.05 < share < 0.95
+    # Ours also starts at random; one image of 96 may fall to rounding.
+    assert ours <= share + 1.5 / 96
+    assert ours >= share - 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": np.zeros((0, SIDE, SIDE, 1), np.uint8), "labels": np.zeros(0, np.int64)}, "got none"),
+        ({"images": np.zeros((4, 6, 6, 1), np.uint8), "labels": np.zeros(4, np.int64)}, r"\(4, 6, 6, 1\)"),
+        ({"images": np.zeros((4, SIDE, SIDE, 3), np.uint8), "labels": np.zeros(4, np.int64)}, "8, 1"),
+        ({"labels": np.full(120, 2)}, "label from 0 to 1"),
+        ({"norm": "l1"}, "l2, linf"),
+        ({"eps": [0.1, -0.5]}, "-0.5"),
+        ({"eps": [float("nan")]}, "nan"),
+    ],
+)
+def test_what_does_not_fit_is_told(change: dict[str, Any], said: str) -> None:
+    model, images, labels, _, _ = linear_problem()
+    given: dict[str, Any] = {"images": images, "labels": labels, "eps": [0.1]} | change
+    with pytest.raises(UserError, match=said):
+        evaluate_accuracy(model, given.pop("images"), given.pop("labels"), **given, **PLAIN)
+
+
+def test_a_gradient_that_is_not_finite_names_the_image() -> None:
+    class Touchy(nn.Module):
+        """Right about everything, with an infinite gradient (of a root at 0) for images that begin with black."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([1 + x[:, 0, 0, 0].sqrt(), torch.zeros(len(x))], 1)
+
+    model = Classifier.wrap(Touchy(), classes=2, mean=[0.0], std=[1.0], image_size=SIDE)
+    images = np.full((50, SIDE, SIDE, 1), 128, np.uint8)
+    images[43, 0, 0, 0] = 0
+    with pytest.raises(UserError, match="image 43 at step 0"):
+        evaluate_accuracy(model, images, np.zeros(50, np.int64), eps=[0.1], **PLAIN)
+
+
+# The command line
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A model folder with seeds, and its images in ``data`` beside it."""
+    model, images, labels = bent_classifier()
+    names = ("blue", "green", "red")
+    folder = tmp_path / "model"
+    fit_class_seeds(images, labels, classes=3, image_size=SIDE).save(folder)
+    card = ModelCard(
+        "model", "small-cnn", 4, 3, SIDE, names, (0.4,) * 3, (0.2,) * 3, threat_model={"norm": "l2", "eps": 0.4}
+    )
+    save_model(folder, model, card)
+    for index, (image, label) in enumerate(zip(images[:45], labels[:45], strict=True)):
+        path = tmp_path / "data" / "test" / names[label] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def evaluate(folder: Path, *more: object) -> Result:
+    data = folder.parent / "data"
+    return call(
+        *("evaluate", "--model", folder, "--data", data, "--precision", "float32", "--batch-size", 32),
+        *("--device", "cpu", *more),
+    )
+
+
+def test_evaluate_prints_one_row_a_radius(stored: Path) -> None:
+    before = (stored / "card.json").read_bytes()
+    result = evaluate(stored, "--eps", "0.2,0.6")
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if " of 45 images" in line]
+    assert [row.split("  ")[0] for row in rows] == ["clean", "PGD-20 l2 at eps 0.2", "PGD-20 l2 at eps 0.6"]
+    shares = [float(row.split(" %")[0].split()[-1]) for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 80
+    assert (stored / "card.json").read_bytes() == before
+
+
+def test_the_models_own_radius_is_the_default_of_its_own_norm_alone(stored: Path) -> None:
+    assert "PGD-20 l2 at eps 0.4" in evaluate(stored).output
+    result = evaluate(stored, "--norm", "linf")
+    assert (result.exit_code, "--eps" in result.output) == (2, True)
+    assert "PGD-20 linf at eps 0.02" in evaluate(stored, "--norm", "linf", "--eps", "0.02").output
+
+
+def test_record_writes_the_card_and_keeps_the_sums(stored: Path) -> None:
+    before = ModelCard.load(stored)
+    result = evaluate(stored, "--eps", "0.4", "--record", "--num", 30, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    after = ModelCard.load(stored)
+    names = ("model.safetensors", "seeds.safetensors")
+    assert after.sha256 == before.sha256 == {name: sha256(stored / name) for name in names}
+    assert (after.accuracies["norm"], after.accuracies["seed"]) == ("l2", 5)
+    assert [(row["eps"], row["images"]) for row in after.accuracies["rows"]] == [(0.0, 30), (0.4, 30)]
+    low, high = after.accuracies["rows"][1]["interval"]
+    assert low <= after.accuracies["rows"][1]["share"] <= high
+    assert json.loads((stored / "card.json").read_text(encoding="utf-8"))["classes"] == ["blue", "green", "red"]
+
+
+def test_classes_in_another_order_are_matched_by_name(stored: Path) -> None:
+    """Class folders are labelled by their sorted names, which need not be the model's order."""
+    expected = evaluate(stored, "--eps", "0.2").stdout
+    card = ModelCard.load(stored)
+    weights = (stored / "model.safetensors").read_bytes()
+    data = stored.parent / "data" / "test"
+    # The model now calls its three classes red, blue, green; the pictures are renamed with them.
+    renamed = dict(zip(card.classes, ("red", "blue", "green"), strict=True))
+    for old in card.classes:
+        (data / old).rename(data / f"old-{old}")
+    for old, new in renamed.items():
+        (data / f"old-{old}").rename(data / new)
+    values = json.loads((stored / "card.json").read_text(encoding="utf-8"))
+    values["classes"] = list(renamed.values())
+    (stored / "card.json").write_text(json.dumps(values), encoding="utf-8")
+    got = evaluate(stored, "--eps", "0.2").stdout
+    assert got.splitlines()[0] == expected.splitlines()[0]
+    assert (stored / "model.safetensors").read_bytes() == weights
+
+
+def test_another_number_of_classes_is_refused(stored: Path) -> None:
+    path = stored.parent / "data" / "test" / "yellow" / "1.png"
+    path.parent.mkdir()
+    Image.new("RGB", (SIDE, SIDE)).save(path)
+    result = evaluate(stored, "--eps", "0.2")
+    assert result.exit_code == 2
+    assert "the model's 3 classes" in result.output
+    assert "got 4" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--seed", "-1"], "--seed"), (["--eps", "a"], "0.25,0.5"), (["--eps", "-1"], "eps"), (["--norm", "l1"], "linf")],
+)
+def test_a_mistake_exits_with_two_and_no_traceback(stored: Path, arguments: list[str], said: str) -> None:
+    result = evaluate(stored, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
