@@ -16,6 +16,7 @@ import robustsynth as rs
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.images import save_png
 from robustsynth.loop import NonFiniteError
+from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model
 from robustsynth.objectives import CrossEntropy
@@ -214,6 +215,9 @@ def test_a_network_for_any_size_is_given_a_start(tmp_path):
 def test_seeds_of_another_model_are_refused(tiny_copy):
     pictures = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
     fit_class_seeds(pictures, np.arange(10) % 5, classes=5, image_size=16, rank=2).save(tiny_copy)
+    with pytest.raises(UserError, match=r"seeds\.safetensors with SHA-256 .*restore it"):
+        generate(load_model(tiny_copy, device="cpu"), [0], **FIXED)
+    dataclasses.replace(ModelCard.load(tiny_copy), sha256={}).save(tiny_copy)
     with pytest.raises(UserError, match=r"seeds of 3 classes .* got 5 classes and 16 pixels"):
         generate(load_model(tiny_copy, device="cpu"), [0], **FIXED)
 

@@ -65,7 +65,7 @@ def load_picture(path: Path | str, *, channels: int = 3, size: int | None = None
             array = np.array(picture)
     except FileNotFoundError:
         raise UserError(f"expected a picture, but there is no file {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"expected a picture in {path}, but it cannot be read ({error}); replace it") from None
     return array.reshape(*array.shape[:2], channels)
 

@@ -6,7 +6,7 @@ that image alone, so that no result depends on the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,10 @@ class Objective:
 
     def __add__(self, other: Objective) -> Objective:
         return _Sum(self, other)
+
+    def __radd__(self, other: object) -> Objective:
+        # sum() begins with 0.
+        return self if other == 0 else NotImplemented
 
     def __mul__(self, factor: float) -> Objective:
         return _Scaled(self, float(factor))
@@ -69,7 +73,8 @@ class CrossEntropy(Objective):
         2.0
     """
 
-    def __init__(self, model: Classifier | Network, labels: Tensor) -> None:
+    def __init__(self, model: Classifier | Network, labels: Tensor | Sequence[int]) -> None:
+        labels = torch.as_tensor(labels)
         if labels.ndim != 1 or labels.is_floating_point():
             raise UserError(f"expected labels as (N,) integers, got {labels.dtype} {tuple(labels.shape)}")
         if isinstance(model, Classifier):

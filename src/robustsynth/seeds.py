@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from robustsynth import randomness
 from robustsynth.errors import UserError
-from robustsynth.files import written_beside
+from robustsynth.files import sha256, written_beside
 
 RANK = 64
 """Directions kept of each class's covariance. The rest is kept as the variance of each of its frequencies: outside of
@@ -76,12 +76,16 @@ class ClassSeeds:
         small = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
         path = Path(folder) / SEEDS_FILE
         with written_beside(path) as temporary:
-            save_file(small, temporary, metadata={"image_size": str(self.image_size)})
+            temporary.write_bytes(save(small, metadata={"image_size": str(self.image_size)}))
         return path
 
     @classmethod
-    def load(cls, folder: Path | str) -> ClassSeeds:
+    def load(cls, folder: Path | str, *, recorded: str | None = None) -> ClassSeeds:
         """Read what `save` wrote.
+
+        Args:
+            folder: the model's.
+            recorded: the file's SHA-256 as the model's card has it, to be checked.
 
         Raises:
             UserError: there is no such file, or it is damaged.
@@ -91,6 +95,11 @@ class ClassSeeds:
             raise UserError(
                 f"expected class seeds in {path}, found none; "
                 "use --seeds-from uniform or a folder of start images, or fit them with robustsynth train"
+            )
+        if recorded is not None and sha256(path) != recorded:
+            raise UserError(
+                f"expected {path} with SHA-256 {recorded[:12]}…, got {sha256(path)[:12]}…: the file is damaged or is "
+                "not the one that the card describes; restore it"
             )
         try:
             with safe_open(path, "pt") as opened:

@@ -34,18 +34,14 @@ def command(out: str, seed: int, device: str | None) -> None:
     from robustsynth.cli.describe import describe_model
     from robustsynth.images import to_uint8
     from robustsynth.models.files import load_model
-    from robustsynth.randomness import image_generators
-    from robustsynth.seeds import ClassSeeds, sample_seeds
     from robustsynth.tasks.generate import generate, resolve_generate
 
     folder = Path(out)
     robust, standard = load_model("cifar10", device=device), load_model("cifar10-standard", device=device)
-    assert robust.folder is not None
     say(describe_model(robust))
     labels = torch.arange(len(robust.classes)).repeat_interleave(EACH)
     settings = resolve_generate(robust)
-    seeds = ClassSeeds.load(robust.folder)
-    start = sample_seeds(seeds, settings.seeds_from, labels, image_generators(seed, range(len(labels))))
+    start = generate(robust, labels, seed=seed, steps=0)
 
     written = [_sheet(folder / "seeds.png", to_uint8(start), "where every picture starts: draws of class normals")]
     images = generate(robust, labels, seed=seed, start=start)

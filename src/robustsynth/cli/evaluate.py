@@ -84,6 +84,9 @@ def command(
     chosen = np.arange(len(images))
     if num is not None and num < len(images):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:num])
+    execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+    radii = ", ".join(f"{radius:g}" for radius in eps)
+    say(f"PGD-20, {norm}, eps {radii}; gradients in {execution.precision}, decided in float32")
     with tqdm(total=len(chosen), unit="image", disable=not interactive(), desc="attacking") as bar:
         rows = evaluate_accuracy(
             model,
@@ -103,11 +106,11 @@ def command(
     if record:
         if model.card is None or model.folder is None:
             raise UserError("expected a model folder with a card to --record into")
-        _record(model.folder, rows, norm, f"{images.name} {split}", seed)
+        _record(model.folder, rows, norm, f"{images.name} {split}", seed, execution.precision)
         say(f"recorded in {model.folder / 'card.json'}")
 
 
-def _record(folder: Path, rows: list[Accuracy], norm: str, data: str, seed: int) -> None:
+def _record(folder: Path, rows: list[Accuracy], norm: str, data: str, seed: int, precision: str) -> None:
     import dataclasses
 
     from robustsynth.models.card import ModelCard
@@ -116,6 +119,7 @@ def _record(folder: Path, rows: list[Accuracy], norm: str, data: str, seed: int)
         "data": data,
         "norm": norm,
         "attack": "PGD-20 of 2.5*eps/20, from the image and from a random start",
+        "precision": f"gradients in {precision}, decided in float32",
         "seed": seed,
         "rows": [
             {"eps": r.eps, "share": r.share, "images": r.total, "interval": [round(v, 4) for v in r.interval]}

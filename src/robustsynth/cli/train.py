@@ -57,7 +57,9 @@ def command(
 
     images = load_data(data, "train", image_size=settings.image_size, announce=say)
     trainer = Trainer(settings, images, folder, device=device, precision=precision, resume=resume)
-    write_json(folder / RUN_FILE, {"data": data, "preset": preset, "settings": dataclasses.asdict(settings)})
+    # From whatever folder it is resumed, the same data.
+    found = str(Path(data).resolve()) if Path(data).exists() else data
+    write_json(folder / RUN_FILE, {"data": found, "preset": preset, "settings": dataclasses.asdict(settings)})
     state = trainer.state
     say(
         f"training {settings.architecture} on {len(trainer.kept)} images of {images.name}, "

@@ -4,13 +4,14 @@ executing it."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from robustsynth.errors import UnknownNameError, UserError, closest_first
 from robustsynth.files import sha256, written_beside
@@ -19,6 +20,8 @@ from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 
 WEIGHTS_FILE = "model.safetensors"
+NEXT_WEIGHTS = f"{WEIGHTS_FILE} (next)"
+"""In a card's SHA-256 while weights are being replaced."""
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 ZOO = Path(__file__).resolve().parents[3] / "zoo"
 """Further weights, at the repository's root: there in a checkout, not in an installed package."""
@@ -72,17 +75,14 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
         card=card,
         folder=folder,
     )
-    try:
-        return classifier.to(device if device is not None else default_device()).eval()
-    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device.
-        reason = str(error).splitlines()[0]
-        raise UserError(f"expected a device that is here, such as cpu, got {str(device)!r} ({reason})") from None
+    return classifier.to(chosen_device(device)).eval()
 
 
 def save_model(folder: Path | str, classifier: Classifier, card: ModelCard) -> ModelCard:
     """Write weights (float16) and card into `folder`; returns the card with the files' SHA-256.
 
-    The card is written last, so that a folder with a card is complete.
+    The card is written last, so that a folder with a card is complete. A model that is replaced can be loaded at
+    every moment: until the new card is there, the old one admits both the old weights and the new.
     """
     folder = Path(folder)
     weights = {
@@ -92,17 +92,33 @@ def save_model(folder: Path | str, classifier: Classifier, card: ModelCard) -> M
     beyond = [name for name, value in weights.items() if not bool(torch.isfinite(value.float()).all())]
     if beyond:
         raise UserError(f"expected finite weights within float16's range, got NaN or infinity in {beyond[0]}")
+    # As bytes: on a full disk safetensors' own writer fails with an error that hides which it was.
+    content = save(weights)
+    if (folder / "card.json").exists():
+        before = ModelCard.load(folder)
+        both = before.sha256 | {NEXT_WEIGHTS: hashlib.sha256(content).hexdigest()}
+        dataclasses.replace(before, sha256=both).save(folder)
     with written_beside(folder / WEIGHTS_FILE) as temporary:
-        save_file(weights, temporary)
-    sums = {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))}
+        temporary.write_bytes(content)
+    sums = {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors")) if not p.name.startswith(".")}
     card = dataclasses.replace(card, sha256=sums)
     card.save(folder)
     return card
 
 
-def default_device() -> torch.device:
-    """A CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def chosen_device(device: str | torch.device | None = None) -> torch.device:
+    """`device` if it is there; a CUDA device if there is one, else the CPU, where None.
+
+    Raises:
+        UserError: no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device.
+        reason = str(error).splitlines()[0]
+        raise UserError(f"expected a device that is here, such as cpu, got {str(device)!r} ({reason})") from None
 
 
 def model_names() -> dict[str, Path]:
@@ -150,7 +166,7 @@ def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
     if not path.exists():
         raise UserError(f"expected the weights of model {card.name!r} in {path}, found no such file")
     recorded = card.sha256.get(path.name)
-    if recorded and sha256(path) != recorded:
+    if recorded and sha256(path) not in (recorded, card.sha256.get(NEXT_WEIGHTS)):
         raise UserError(
             f"expected {path} with SHA-256 {recorded[:12]}…, got {sha256(path)[:12]}…: the file is damaged or is not "
             "the one that the card describes; restore it"

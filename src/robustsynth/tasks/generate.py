@@ -217,7 +217,9 @@ def _seed_source(model: Classifier, settings: GenerateSettings, start: Tensor | 
                 f"expected fitted seeds for seeds_from={settings.seeds_from!r}, but a wrapped network has none; "
                 "use seeds_from='uniform', a folder of start images, or start=…"
             )
-        seeds = ClassSeeds.load(model.folder)
+        seeds = ClassSeeds.load(
+            model.folder, recorded=None if model.card is None else model.card.sha256.get(SEEDS_FILE)
+        )
         if len(seeds.mean) != len(model.classes) or seeds.image_size != model.image_size:
             raise UserError(
                 f"expected seeds of {len(model.classes)} classes for images of {model.image_size} pixels in "

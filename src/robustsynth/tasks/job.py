@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ class GenerateJob:
             ``arr_1`` labels.
         precision: measured, or taken from the folder's earlier part, where None.
         batch_size: likewise.
-        overwrite: begin again where the folder holds a job of other settings.
+        overwrite: begin again where the folder holds a job.
 
     Attributes:
         done: images that are there already.
@@ -89,9 +90,13 @@ class GenerateJob:
         same = earlier is not None and {k: earlier.get(k) for k in asked} == asked
         kind = NpzSamples if file_format == "npz" else PngSamples
         self.samples = kind(self.out, len(labels))
-        if earlier is not None and not same:
+        if same and earlier is not None:
+            # What was measured when the job began holds to its end, so that its images are of one kind.
+            for name, value in (("precision", precision), ("batch_size", batch_size)):
+                same = same and value in (None, earlier["execution"][name])
+        if earlier is not None and (overwrite or not same):
             if not overwrite:
-                differing = [k for k in asked if earlier.get(k) != asked[k]]
+                differing = [k for k in asked if earlier.get(k) != asked[k]] or ["precision or batch size"]
                 raise UserError(
                     f"expected a new folder or one with the same settings, but {self.out} holds images of other "
                     f"settings ({', '.join(differing)}); choose another --out, or replace them with --overwrite"
@@ -104,8 +109,7 @@ class GenerateJob:
             raise UserError(
                 f"expected a new folder, but {self.out} holds pictures without {SETTINGS_FILE}; choose another --out"
             )
-        if same and earlier is not None:
-            # What was measured when the job began holds to its end, so that its images are of one kind.
+        if same and earlier is not None and not overwrite:
             precision = precision or earlier["execution"]["precision"]
             batch_size = batch_size or earlier["execution"]["batch_size"]
         self.execution: Execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
@@ -146,6 +150,7 @@ class GenerateJob:
             failures |= batch.failures
         if isinstance(self.samples, PngSamples):
             self._draw_grid(self.samples)
+        self.samples.finish()
         if failures:
             named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
             raise UserError(
@@ -153,7 +158,6 @@ class GenerateJob:
                 f"{len(self.labels) - len(failures)} images are in {self.out}. "
                 "Try --precision float32 or a smaller --step-size"
             )
-        self.samples.finish()
 
     def _asked(self, file_format: str) -> dict[str, Any]:
         folder = self.model.folder
@@ -166,6 +170,7 @@ class GenerateJob:
             },
             "classes": [self.model.classes[i] for i in dict.fromkeys(self.labels.tolist())],
             "num": len(self.labels),
+            "labels_sha256": hashlib.sha256(self.labels.numpy().tobytes()).hexdigest(),
             "seed": self.seed,
             "format": file_format,
             "settings": dataclasses.asdict(self.settings),

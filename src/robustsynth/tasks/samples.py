@@ -67,6 +67,7 @@ class NpzSamples:
         self.images = out / "samples-images.partial.npy"
         self.labels = out / "samples-labels.partial.npy"
         self.progress = out / "samples-progress.json"
+        self._done: set[int] | None = None
 
     def missing(self) -> list[int]:
         """Images that are not there yet."""
@@ -85,7 +86,9 @@ class NpzSamples:
         """Write uint8 (n, H, W, C), then note that these are there."""
         if not indices:
             return
-        done = sorted(set(range(self.count)) - set(self.missing()) | set(indices))
+        if self._done is None:
+            self._done = set(range(self.count)) - set(self.missing())
+        self._done |= set(indices)
         self.out.mkdir(parents=True, exist_ok=True)
         for path, values, dtype in ((self.images, images, np.uint8), (self.labels, labels, np.int64)):
             if not path.exists():
@@ -94,11 +97,21 @@ class NpzSamples:
             mapped[list(indices)] = values
             mapped.flush()
             del mapped
-        write_json(self.progress, _runs(done))
+        write_json(self.progress, _runs(sorted(self._done)))
 
     def finish(self) -> None:
-        """Put the finished arrays into ``samples.npz`` and remove the partial files."""
-        if self.final.exists():
+        """Put the arrays into ``samples.npz``; the partial files go once no image is missing.
+
+        Images that are missing, because they failed, are left out of both arrays.
+        """
+        missing = self.missing()
+        if self.final.exists() or len(missing) == self.count:
+            return
+        if missing:
+            there = np.setdiff1d(np.arange(self.count), missing)
+            arrays = [np.load(path, mmap_mode="r")[there] for path in (self.images, self.labels)]
+            with written_beside(self.out / "samples-incomplete.npz") as temporary, temporary.open("wb") as opened:
+                np.savez(opened, *arrays)
             return
         with (
             written_beside(self.final) as temporary,
@@ -114,7 +127,8 @@ class NpzSamples:
         self._remove_partial()
 
     def _remove_partial(self) -> None:
-        for path in (self.progress, self.images, self.labels):
+        self._done = None
+        for path in (self.progress, self.images, self.labels, self.out / "samples-incomplete.npz"):
             path.unlink(missing_ok=True)
 
 

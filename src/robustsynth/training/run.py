@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable
@@ -18,18 +15,15 @@ from torch import Tensor, nn
 
 from robustsynth.data import ImageData, hold_out
 from robustsynth.errors import UserError
-from robustsynth.files import sha256, written_beside
 from robustsynth.loop import NonFiniteError
-from robustsynth.models.architectures import build_network, standard_width
-from robustsynth.models.card import ModelCard
-from robustsynth.models.classifier import Classifier
-from robustsynth.models.execution import Execution, fastest_precision, machine_name, processor_kind
-from robustsynth.models.files import default_device, save_model
+from robustsynth.models.architectures import build_network
+from robustsynth.models.execution import Execution, fastest_precision
+from robustsynth.models.files import chosen_device
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
-from robustsynth.seeds import fit_class_seeds
 from robustsynth.training.attack import adversarial_images
 from robustsynth.training.augment import augment
+from robustsynth.training.keeping import finish_model, keep_model, write_log
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.state import CHECKPOINT, TrainState
 
@@ -66,7 +60,7 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.settings, self.data, self.out = settings, data, Path(out)
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = chosen_device(device)
         if len(data) < settings.held_out + settings.batch_size:
             raise UserError(
                 f"expected at least {settings.held_out + settings.batch_size} training images "
@@ -156,7 +150,7 @@ class Trainer:
                     saved = now
                 if not keep_going:
                     return self.out
-        self._finish()
+        finish_model(state, self.data, self.held, self.out)
         return self.out
 
     def predict(self, network: nn.Module) -> Network:
@@ -254,14 +248,9 @@ class Trainer:
             score = [row["held_out_pgd"], row["held_out_clean"]]
             if score > state.best.get("score", [-1.0, -1.0]):
                 state.best = {"score": score, "epoch": epoch + 1}
-                self._save_model()
+                keep_model(state, self.data, self.held, self.kept, self.out)
         state.rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(state.rows)
-        with written_beside(self.out / "log.csv") as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        write_log(state.rows, self.out)
 
     def _held_out_accuracy(self) -> tuple[float, float]:
         """Shares of the held-out images that the average gets right, plain and under PGD-10."""
@@ -284,57 +273,6 @@ class Trainer:
             with torch.no_grad():
                 robust += int((logits(attacked).argmax(1) == labels).sum())
         return right / len(self.held), robust / len(self.held)
-
-    def _save_model(self) -> None:
-        data, settings, state = self.data, self.settings, self.state
-        classifier = Classifier(
-            state.average, classes=data.classes, mean=data.mean, std=data.std, image_size=data.images.shape[1]
-        )
-        robust, clean = state.best["score"]
-        card = ModelCard(
-            name=self.out.resolve().name,
-            architecture=settings.architecture,
-            width=settings.width or standard_width(settings.architecture),
-            channels=data.images.shape[3],
-            image_size=data.images.shape[1],
-            classes=data.classes,
-            mean=tuple(data.mean),
-            std=tuple(data.std),
-            threat_model={"norm": settings.norm, "eps": settings.eps},
-            training={
-                "settings": dataclasses.asdict(settings),
-                "execution": state.execution.as_dict(),
-                "machine": machine_name(self.device),
-                "processor": processor_kind() if self.device.type == "cpu" else self.device.type,
-                "torch": torch.__version__,
-                "selected_epoch": state.best["epoch"],
-                "seconds": round(state.seconds),
-                "held_out": {"images": len(self.held), "clean": clean, "pgd10": robust, "eps": settings.eps},
-            },
-            data={
-                "name": data.name,
-                "source": data.source,
-                "licence": data.licence,
-                "images": len(self.kept),
-            },
-        )
-        save_model(self.out, classifier, card)
-
-    def _finish(self) -> None:
-        """Fit the class seeds on the images that were trained on, and complete the card."""
-        labels = np.asarray(self.data.labels)
-        held = np.zeros(len(labels), dtype=bool)
-        held[self.held] = True
-        fitted = fit_class_seeds(
-            self.data.images,
-            np.where(held, -1, labels),
-            classes=len(self.data.classes),
-            image_size=self.data.images.shape[1],
-        )
-        path = fitted.save(self.out)
-        card = ModelCard.load(self.out)
-        training = card.training | {"seconds": round(self.state.seconds)}
-        dataclasses.replace(card, training=training, sha256=card.sha256 | {path.name: sha256(path)}).save(self.out)
 
     def _measured_execution(self, images: Tensor) -> Execution:
         state, batch = self.state, self.settings.batch_size
