@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from robustsynth.models.files import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
-    from robustsynth.tasks.generate import generate
+    from robustsynth.tasks.generate import generate, resolve_generate
     from robustsynth.tasks.settings import GenerateSettings
     from robustsynth.training.run import Trainer
     from robustsynth.training.settings import TrainSettings
@@ -42,7 +42,7 @@ _HOMES = {
     "objectives": ["CrossEntropy", "Distance", "Objective"],
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
-    "tasks.generate": ["generate"],
+    "tasks.generate": ["generate", "resolve_generate"],
     "tasks.settings": ["GenerateSettings"],
     "training.run": ["Trainer"],
     "training.settings": ["TrainSettings"],
@@ -53,7 +53,7 @@ __all__ = [
     "Box", "ClassSeeds", "Classifier", "CrossEntropy", "Distance", "GenerateSettings", "L2Ball", "LinfBall",
     "ModelCard", "NonFiniteError", "Objective", "Problem", "Step", "TrainSettings", "Trainer", "UnknownNameError",
     "UserError", "__version__", "evaluate_accuracy", "fit_class_seeds", "generate", "load_data", "load_model",
-    "model_names", "pgd", "pgd_steps", "sample_seeds", "save_model",
+    "model_names", "pgd", "pgd_steps", "resolve_generate", "sample_seeds", "save_model",
 ]  # fmt: skip
 
 
