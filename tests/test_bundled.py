@@ -6,9 +6,6 @@ import pytest
 import torch
 
 import robustsynth as rs
-from robustsynth.models.files import model_names
-
-PAIRS = [(robust, standard) for robust, standard in (("cifar10", "cifar10-standard"), ("mnist", "mnist-standard"))]
 
 
 def recognised(judge: rs.Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -16,19 +13,23 @@ def recognised(judge: rs.Classifier, images: torch.Tensor, labels: torch.Tensor)
         return float((judge(images).argmax(1) == labels).float().mean())
 
 
-@pytest.mark.parametrize(("robust", "standard"), PAIRS)
-def test_the_robust_one_draws_its_classes_and_its_twin_does_not(robust: str, standard: str) -> None:
-    assert {robust, standard} <= set(model_names())
-    drawing, twin = rs.load_model(robust, device="cpu"), rs.load_model(standard, device="cpu")
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_a_twin_recognises_what_the_robust_one_draws(name: str) -> None:
+    drawing, twin = rs.load_model(name, device="cpu"), rs.load_model(f"{name}-standard", device="cpu")
+    labels = torch.arange(10).repeat(4)
+    assert recognised(twin, rs.generate(drawing, labels, precision="float32"), labels) >= 0.9
+
+
+def test_the_robust_one_does_not_recognise_what_its_twin_draws() -> None:
+    # Not on MNIST, whose class normals alone are already digits.
+    drawing, twin = rs.load_model("cifar10", device="cpu"), rs.load_model("cifar10-standard", device="cpu")
     labels = torch.arange(10).repeat(4)
     settings = rs.resolve_generate(drawing)
-    shared = {"eps": settings.eps, "step_size": settings.step_size, "steps": settings.steps, "norm": settings.norm}
-    images = rs.generate(drawing, labels, seed=0, precision="float32")
-    assert recognised(twin, images, labels) >= 0.9
+    shared = {"eps": settings.eps, "step_size": settings.step_size, "steps": settings.steps}
     # The twin convinces itself, but not the robust one.
     fooled = rs.generate(twin, labels, seed=0, precision="float32", **shared)
     assert recognised(twin, fooled, labels) >= 0.9
-    assert recognised(drawing, fooled, labels) <= recognised(drawing, images, labels) - 0.3
+    assert recognised(drawing, fooled, labels) <= 0.6
 
 
 def test_precisions_draw_the_same_pictures() -> None:
