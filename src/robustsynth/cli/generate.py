@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import parse_classes, settings_options
 from robustsynth.tasks.settings import GenerateSettings
+
+if TYPE_CHECKING:
+    from robustsynth.loop import Step
 
 
 @click.command("generate")
@@ -72,5 +76,10 @@ def command(
         say(f"{job.done} of {len(labels)} images are there already")
     total = (len(labels) - job.done) * max(settings.steps, 1)
     with tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar:
-        job.run(on_step=lambda indices, step: bar.update(len(indices)) and None if step.index else None)
+
+        def advance(indices: Sequence[int], step: Step) -> None:
+            if step.index:  # x₀ is where it starts, not a step that was taken
+                bar.update(len(indices))
+
+        job.run(on_step=advance)
     say(f"wrote {len(labels)} images to {job.out}")
