@@ -365,7 +365,7 @@ def test_a_resnet_resumes_exactly_with_its_batch_norm(tmp_path: Path) -> None:
     assert_equal_outcome(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("moment", ["_end_epoch", "_finish", "_save_model", "save"])
+@pytest.mark.parametrize("moment", ["_end_epoch", "finish_model", "keep_model", "save"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_run_cut_off_around_an_epochs_end_goes_on_exactly(
     tmp_path: Path,
@@ -375,12 +375,12 @@ def test_a_run_cut_off_around_an_epochs_end_goes_on_exactly(
     after: bool,
 ) -> None:
     """As a kill would: nothing more is written once `moment` begins, or once it has ended."""
-    owner = TrainState if moment == "save" else Trainer
+    owner = {"save": TrainState, "_end_epoch": Trainer}.get(moment, run_module)
     real, calls = getattr(owner, moment), []
 
     def cut(self: Any, *args: Any) -> None:
         calls.append(1)
-        last = len(calls) == (1 if moment in ("_finish", "_save_model") else 2)
+        last = len(calls) == (1 if moment in ("finish_model", "keep_model") else 2)
         if last and not after:
             raise SystemExit(137)
         real(self, *args)
