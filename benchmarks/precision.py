@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10")
     parser.add_argument("--num", type=int, default=20)
-    parser.add_argument("--presets", default="best,paper,mcgill2019,duke2023")
+    parser.add_argument("--presets", default="best,paper,duke2023")
     options = parser.parse_args()
     model = rs.load_model(options.model)
     labels = torch.arange(options.num) % len(model.classes)
