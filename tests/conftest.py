@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from robustsynth.data import ImageData, load_data
 from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
@@ -127,3 +130,19 @@ def tiny(tiny_folder) -> Classifier:
 def tiny_copy(tiny_folder, tmp_path) -> Path:
     """A folder of the tiny model that a test may damage."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "tiny-copy"))
+
+
+def quiet(path_or_name, split="train", **settings) -> ImageData:
+    """`load_data` without announcements."""
+    return load_data(path_or_name, split, announce=lambda line: None, **settings)
+
+
+def pixels(seed: int, side: int = 8, channels: int = 3) -> np.ndarray:
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from robustsynth.data import DATASETS, ImageData, load_data
+from conftest import pixels, png, quiet
+from robustsynth.data import DATASETS
 from robustsynth.data.specs import IMAGENET_MEAN, IMAGENET_STD
 from robustsynth.errors import UserError
 
@@ -17,21 +16,6 @@ from robustsynth.errors import UserError
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
-
-
-def quiet(path_or_name, split="train", **settings) -> ImageData:
-    return load_data(path_or_name, split, announce=lambda line: None, **settings)
-
-
-def pixels(seed: int, side: int = 8, channels: int = 3) -> np.ndarray:
-    shape = (side, side) if channels == 1 else (side, side, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_classes(folder: Path, counts: dict[str, int], *, side: int = 8, channels: int = 3) -> None:

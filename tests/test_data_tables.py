@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from robustsynth.data import DATASETS, ImageData, load_data
+from conftest import pixels, png, quiet
+from robustsynth.data import DATASETS, load_data
 from robustsynth.errors import UnknownNameError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,21 +20,6 @@ REAL = Path(os.environ.get("ROBUSTSYNTH_DATA") or ROOT.parent / "shared" / "data
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
-
-
-def quiet(path_or_name, split="train", **settings) -> ImageData:
-    return load_data(path_or_name, split, announce=lambda line: None, **settings)
-
-
-def pixels(seed: int, side: int = 8, channels: int = 3) -> np.ndarray:
-    shape = (side, side) if channels == 1 else (side, side, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_parquet(file: Path, cells, labels, *, names=("cat", "dog"), image="image", label="label") -> None:

@@ -18,7 +18,7 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "presets"},
+    {"errors", "files", "presets", "pictures"},
     {"randomness", "constraints", "loop", "images"},
     {"models", "data"},
     {"objectives", "seeds"},

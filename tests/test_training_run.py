@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,6 @@ from robustsynth.seeds import ClassSeeds, fit_class_seeds
 from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.state import CHECKPOINT, TrainState, read_checkpoint
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and on busy cores wait for it at every layer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

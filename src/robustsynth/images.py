@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
+from robustsynth.pictures import plain_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -44,7 +45,7 @@ def load_picture(path: Path | str, *, channels: int = 3, size: int | None = None
     Args:
         path: any file that Pillow reads.
         channels: 3 or 1.
-        size: the shorter side is resized to it and the centre is cropped; None leaves the picture as it is.
+        size: the central square is resized to this side; None leaves the picture as it is.
 
     Raises:
         UserError: no such file, or not a whole picture.
@@ -52,22 +53,11 @@ def load_picture(path: Path | str, *, channels: int = 3, size: int | None = None
     path = Path(path)
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):
-                scaled = np.asarray(picture, dtype=np.float64) / 257
-                picture = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
-            if picture.has_transparency_data:
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture.convert("RGBA"))
-            picture = picture.convert("RGB" if channels == 3 else "L")
-            if size is not None and picture.size != (size, size):
-                picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-            array = np.array(picture)
+            return plain_picture(opened, channels=channels, size=size)
     except FileNotFoundError:
         raise UserError(f"expected a picture, but there is no file {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"expected a picture in {path}, but it cannot be read ({error}); replace it") from None
-    return array.reshape(*array.shape[:2], channels)
 
 
 def picture_files(folder: Path | str) -> list[Path]:

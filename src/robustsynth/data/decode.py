@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from robustsynth.data.sources import Row
 from robustsynth.errors import UserError
+from robustsynth.pictures import plain_picture
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _USUAL_SIZES = (224, 128, 64, 32)
@@ -72,11 +73,9 @@ def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
     """
     try:
         with _opened(row) as opened:
-            upright = ImageOps.exif_transpose(_eight_bits(opened))
-            picture = _square(_opaque(upright).convert("L" if channels == 1 else "RGB"), image_size)
+            return plain_picture(opened, channels=channels, size=image_size)
     except Exception as error:
         raise _unreadable(row, error) from error
-    return np.asarray(picture, dtype=np.uint8).reshape(image_size, image_size, channels)
 
 
 def _opened(row: Row) -> Image.Image:
@@ -94,38 +93,3 @@ def _unreadable(row: Row, error: Exception) -> Exception:
     return UserError(
         f"{row.where}: expected a picture that can be decoded, got {reason}. Replace it or take it out of the data."
     )
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits (Pillow's own conversion clips at 255 instead)."""
-    if picture.mode == "F":
-        raise ValueError("floating-point values, which have no fixed range (save it with 8 or 16 bits)")
-    if picture.mode != "I" and not picture.mode.startswith("I;16"):
-        return picture
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("grey values beyond 16 bits (save it with 8 or 16 bits)")
-    scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    scaled.getexif().update(picture.getexif())
-    return scaled
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture
-    pixels = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), pixels)
-
-
-def _square(picture: Image.Image, side: int) -> Image.Image:
-    if picture.size == (side, side):
-        return picture
-    width, height = picture.size
-    shorter = min(width, height)
-    # Whole pixels: a crop by half a pixel would blur a picture that needs no resizing.
-    left, top = (width - shorter) // 2, (height - shorter) // 2
-    # Cropped first: `resize(box=…, reducing_gap=…)` would mix in pixels from outside the box.
-    square = picture.crop((left, top, left + shorter, top + shorter))
-    if shorter == side:
-        return square
-    return square.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
