@@ -55,7 +55,7 @@ def command(
     from robustsynth.data import load_data
     from robustsynth.training.run import Trainer
 
-    images = load_data(data, "train", image_size=settings.image_size, announce=say)
+    images = load_data(data, "train", image_size=settings.stored_size or settings.image_size, announce=say)
     trainer = Trainer(settings, images, folder, device=device, precision=precision, resume=resume)
     # From whatever folder it is resumed, the same data.
     found = str(Path(data).resolve()) if Path(data).exists() else data

@@ -15,6 +15,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet18-even": partial(ResNet, BasicBlock, (2, 2, 2, 2), even=True),
+    "resnet50-even": partial(ResNet, Bottleneck, (3, 4, 6, 3), even=True),
     "small-cnn": SmallCNN,
 }
 

@@ -2,6 +2,11 @@
 
 Two stems: a 3×3 convolution for images up to 64 pixels, as everybody uses on CIFAR-10, and the 7×7 stride-2
 convolution with max-pooling above.
+
+The ``even`` variant is made to be drawn with. A convolution whose side is no multiple of its stride, and a max-pool,
+touch some pixels more often than others, and what descends their gradient shows it as a fine checkerboard (Odena et al.
+2016, "Deconvolution and checkerboard artifacts"). There, stages shrink by average pooling (as in He et al. 2019's
+ResNet-D, in both branches), and the stem is two 4×4 stride-2 convolutions. It also is faster on a processor.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, even: bool = False) -> None:
         super().__init__()
+        self.pool = _pool() if even and stride > 1 else nn.Identity()
+        stride = 1 if even else stride
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -29,6 +36,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(x)
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
@@ -39,8 +47,10 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, even: bool = False) -> None:
         super().__init__()
+        self.pool = _pool() if even and stride > 1 else nn.Identity()
+        stride = 1 if even else stride
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
@@ -51,6 +61,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(x)
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -67,6 +78,7 @@ class ResNet(nn.Module):
         width: channels of the first stage; 64 is standard.
         channels: channels of the images.
         image_size: side of the images in pixels, which chooses the stem.
+        even: shrink by average pooling, so that every pixel counts alike.
 
     Example:
         >>> ResNet(BasicBlock, [1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -82,23 +94,25 @@ class ResNet(nn.Module):
         width: int = 64,
         channels: int = 3,
         image_size: int = 32,
+        even: bool = False,
     ) -> None:
         super().__init__()
         small = image_size <= SMALL_IMAGE
-        self.conv1 = (
-            nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-            if small
-            else nn.Conv2d(channels, width, 7, 2, 3, bias=False)
-        )
+        if small:
+            self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        elif even:
+            self.conv1 = _even_stem(channels, width)
+        else:
+            self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.Identity() if small or even else nn.MaxPool2d(3, 2, 1)
         stages: list[nn.Sequential] = []
         inputs = width
         for stage, depth in enumerate(depths):
             blocks: list[nn.Module] = []
             for position in range(depth):
-                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1))
+                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1, even))
                 inputs = width * 2**stage * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -119,3 +133,18 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _even_stem(channels: int, width: int) -> nn.Sequential:
+    """To a quarter of the side, each pixel being seen by as many places as any other."""
+    first = max(1, width // 2)
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(first, width, 4, 2, 1, bias=False),
+    )
+
+
+def _pool() -> nn.AvgPool2d:
+    return nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)

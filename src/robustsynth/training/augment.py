@@ -11,8 +11,16 @@ from torch import Tensor
 from robustsynth.training.settings import TrainSettings
 
 
-def augment(images: Tensor, settings: TrainSettings, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, settings: TrainSettings, generator: torch.Generator, *, side: int | None = None
+) -> Tensor:
     """Random views (N, C, H, W) of images in [0, 1], all drawn from one CPU generator.
+
+    Args:
+        images: (N, C, h, w).
+        settings: which views.
+        generator: of the random numbers.
+        side: H and W of ``resized`` crops; those of the images where None.
 
     Example:
         >>> views = augment(torch.rand(4, 3, 8, 8), TrainSettings(), torch.Generator().manual_seed(0))
@@ -22,7 +30,7 @@ def augment(images: Tensor, settings: TrainSettings, generator: torch.Generator)
     if settings.crop == "pad":
         images = _padded_crop(images, max(1, images.shape[-1] // 8), settings.flip, generator)
     elif settings.crop == "resized":
-        images = _resized_crop(images, settings.flip, generator)
+        images = _resized_crop(images, settings, generator, side or images.shape[-1])
     elif settings.flip:
         mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
@@ -44,18 +52,18 @@ def _padded_crop(images: Tensor, padding: int, flip: bool, generator: torch.Gene
     return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _resized_crop(images: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
-    """Crops of 35 to 100 % of the area and aspect 3:4 to 4:3, brought back to size bilinearly."""
-    count = len(images)
+def _resized_crop(images: Tensor, settings: TrainSettings, generator: torch.Generator, side: int) -> Tensor:
+    """Crops of some share of the area and aspect 3:4 to 4:3, brought to `side` bilinearly."""
+    count, channels = images.shape[:2]
     draw = torch.rand(count, 5, generator=generator).to(images.device)
-    area = 0.35 + 0.65 * draw[:, 0]
+    area = settings.crop_area + (1 - settings.crop_area) * draw[:, 0]
     aspect = torch.exp((2 * draw[:, 1] - 1) * math.log(4 / 3))
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     left, top = (2 * draw[:, 2] - 1) * (1 - wide), (2 * draw[:, 3] - 1) * (1 - high)
-    mirror = torch.where((draw[:, 4] < 0.5) & flip, -1.0, 1.0)
+    mirror = torch.where((draw[:, 4] < 0.5) & settings.flip, -1.0, 1.0)
     zero = torch.zeros_like(wide)
     affine = torch.stack([torch.stack([wide * mirror, zero, left], 1), torch.stack([zero, high, top], 1)], 1)
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    grid = F.affine_grid(affine, [count, channels, side, side], align_corners=False)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return views.clamp(0, 1)  # Rounded weights may add up to a little more than one.
 

@@ -42,7 +42,8 @@ def keep_model(state: TrainState, data: ImageData, held: np.ndarray, kept: np.nd
         kept: indices of the images that it is trained on.
         out: the run's folder.
     """
-    settings, size, channels = state.settings, data.images.shape[1], data.images.shape[3]
+    settings, channels = state.settings, data.images.shape[3]
+    size = settings.image_size or data.images.shape[1]
     classifier = Classifier(state.average, classes=data.classes, mean=data.mean, std=data.std, image_size=size)
     device = next(state.average.parameters()).device
     robust, clean = state.best["score"]
@@ -75,7 +76,7 @@ def finish_model(state: TrainState, data: ImageData, held: np.ndarray, out: Path
     """Fit the class seeds on the images that were trained on, and complete the card."""
     labels = np.array(data.labels)
     labels[held] = -1
-    size = data.images.shape[1]
+    size = state.settings.image_size or data.images.shape[1]
     path = fit_class_seeds(data.images, labels, classes=len(data.classes), image_size=size).save(out)
     card = ModelCard.load(out)
     training = card.training | {"seconds": round(state.seconds)}

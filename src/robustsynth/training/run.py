@@ -86,7 +86,8 @@ class Trainer:
             )
         self.steps_per_epoch = len(self.kept) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
-        size, channels = data.images.shape[1], data.images.shape[3]
+        self.size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
+        size = self.size
         torch.manual_seed(settings.seed)
         network = build_network(
             settings.architecture,
@@ -172,7 +173,8 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> float:
         settings, state = self.settings, self.state
         stream = generator(settings.seed, STEP, state.step)
-        images = augment(images, settings, stream)
+        side = settings.side(state.step, self.steps_per_epoch, self.size)
+        images = augment(images, settings, stream, side=side)
         logits = self.predict(state.network)
         if settings.eps > 0:
             # The attack sees the network as it will be used, and parameters' gradients would be wasted on it.
@@ -259,6 +261,8 @@ class Trainer:
         right = robust = 0
         for start in range(0, len(self.held), 200):
             images, labels = self._batch(self.held[start : start + 200])
+            if images.shape[-1] != self.size:
+                images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
             with torch.no_grad():
                 right += int((logits(images).argmax(1) == labels).sum())
             attacked = adversarial_images(

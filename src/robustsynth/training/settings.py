@@ -19,6 +19,10 @@ class TrainSettings:
         architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
         width: base width; None for the architecture's standard one.
         image_size: side to train at; None for the data's own.
+        stored_size: side at which the training images are held, for ``resized`` crops to be taken from; None for
+            `image_size`.
+        early_size: side to train at in the first part of a run, at fewer pixels and so faster; None for `image_size`.
+        early_share: the part of all steps that this is.
         norm: of the attack, ``l2`` or ``linf``.
         eps: radius of the attack in pixel units of images in [0, 1]; 0 is standard training.
         attack_steps: PGD steps.
@@ -41,6 +45,7 @@ class TrainSettings:
         clip_norm: bound of the gradient's norm; 0 for none.
         crop: ``pad`` (pad by an eighth of the side, crop), ``resized`` (random area and aspect) or ``none``.
         flip: mirror half of the images.
+        crop_area: the least share of an image that a ``resized`` crop shows.
         jitter: strength of random brightness, contrast and saturation; 0 for none.
         held_out: training images held out to select by.
         evaluate_every: epochs between selections.
@@ -50,6 +55,9 @@ class TrainSettings:
     architecture: str = "resnet18"
     width: int | None = None
     image_size: int | None = None
+    stored_size: int | None = None
+    early_size: int | None = None
+    early_share: float = 0.4
     norm: str = "l2"
     eps: float = 0.5
     attack_steps: int = 7
@@ -70,6 +78,7 @@ class TrainSettings:
     average: float = 0.998
     clip_norm: float = 1.0
     crop: str = "pad"
+    crop_area: float = 0.35
     flip: bool = True
     jitter: float = 0.0
     held_out: int = 1000
@@ -80,7 +89,7 @@ class TrainSettings:
         for name, choices in {"norm": ("l2", "linf"), "schedule": ("cosine", "step"), "crop": CROPS}.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "evaluate_every", "held_out", "width", "image_size"):
+        for name in ("epochs", "batch_size", "evaluate_every", "held_out", "width", "image_size", "stored_size", "early_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
@@ -97,7 +106,16 @@ class TrainSettings:
                 f"expected at least one attack step of positive size for eps={self.eps}, "
                 f"got {self.attack_steps} of {self.attack_step_size}; eps=0 is standard training"
             )
-        for name in ("average", "warmup", "eps_warmup", "label_smoothing", "momentum"):
+        if not 0 < self.crop_area <= 1:
+            raise UserError(f"expected crop_area above 0 and at most 1, got {self.crop_area}")
+        if self.stored_size is not None and (self.image_size is None or self.crop != "resized"):
+            raise UserError(
+                "expected image_size and crop='resized' beside stored_size, which is what crops are taken from, "
+                f"got image_size={self.image_size} and crop={self.crop!r}"
+            )
+        if self.early_size is not None and self.crop != "resized":
+            raise UserError(f"expected crop='resized' beside early_size, got crop={self.crop!r}")
+        for name in ("average", "early_share", "warmup", "eps_warmup", "label_smoothing", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 0 or more and below 1, got {getattr(self, name)}")
 
@@ -105,6 +123,18 @@ class TrainSettings:
         """The share of eps, and of the attack's step size, that step `step` trains with."""
         rising = self.eps_warmup * self.epochs * steps_per_epoch
         return min(1.0, (step + 1) / rising) if rising else 1.0
+
+    def side(self, step: int, steps_per_epoch: int, final: int) -> int:
+        """The side in pixels that step `step` trains at, in a run that ends at `final`.
+
+        Example:
+            >>> settings = TrainSettings(epochs=2, crop="resized", early_size=96, early_share=0.5)
+            >>> settings.side(9, 10, 128), settings.side(10, 10, 128)
+            (96, 128)
+        """
+        if self.early_size is None or step >= self.early_share * self.epochs * steps_per_epoch:
+            return final
+        return self.early_size
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step `step`, counted from 0 over the whole run.
