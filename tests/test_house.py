@@ -19,7 +19,7 @@ FILES = {
 
 LAYERS = [
     {"errors", "files", "presets", "pictures"},
-    {"randomness", "constraints", "loop", "images"},
+    {"randomness", "resampling", "constraints", "loop", "images", "animations"},
     {"models", "data"},
     {"objectives", "seeds"},
     {"tasks", "training", "evaluation"},

@@ -27,7 +27,22 @@ if TYPE_CHECKING:
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
     from robustsynth.tasks.generate import generate, resolve_generate
+    from robustsynth.tasks.inpaint import inpaint
+    from robustsynth.tasks.paint import paint
+    from robustsynth.tasks.refine import refine
+    from robustsynth.tasks.running import predict
     from robustsynth.tasks.settings import GenerateSettings
+    from robustsynth.tasks.sketch import sketch
+    from robustsynth.tasks.step_settings import (
+        InpaintSettings,
+        PaintSettings,
+        RefineSettings,
+        SketchSettings,
+        TranslateSettings,
+        UpscaleSettings,
+    )
+    from robustsynth.tasks.translate import translate
+    from robustsynth.tasks.upscale import upscale
     from robustsynth.training.run import Trainer
     from robustsynth.training.settings import TrainSettings
 
@@ -43,17 +58,29 @@ _HOMES = {
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
     "tasks.generate": ["generate", "resolve_generate"],
+    "tasks.inpaint": ["inpaint"],
+    "tasks.paint": ["paint"],
+    "tasks.refine": ["refine"],
+    "tasks.running": ["predict"],
     "tasks.settings": ["GenerateSettings"],
+    "tasks.sketch": ["sketch"],
+    "tasks.step_settings": [
+        "InpaintSettings", "PaintSettings", "RefineSettings", "SketchSettings", "TranslateSettings", "UpscaleSettings",
+    ],
+    "tasks.translate": ["translate"],
+    "tasks.upscale": ["upscale"],
     "training.run": ["Trainer"],
     "training.settings": ["TrainSettings"],
-}
+}  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Box", "ClassSeeds", "Classifier", "CrossEntropy", "Distance", "GenerateSettings", "L2Ball", "LinfBall",
-    "ModelCard", "NonFiniteError", "Objective", "Problem", "Step", "TrainSettings", "Trainer", "UnknownNameError",
-    "UserError", "__version__", "evaluate_accuracy", "fit_class_seeds", "generate", "load_data", "load_model",
-    "model_names", "pgd", "pgd_steps", "resolve_generate", "sample_seeds", "save_model",
+    "Box", "ClassSeeds", "Classifier", "CrossEntropy", "Distance", "GenerateSettings", "InpaintSettings", "L2Ball",
+    "LinfBall", "ModelCard", "NonFiniteError", "Objective", "PaintSettings", "Problem", "RefineSettings",
+    "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
+    "UpscaleSettings", "UserError", "__version__", "evaluate_accuracy", "fit_class_seeds", "generate", "inpaint",
+    "load_data", "load_model", "model_names", "paint", "pgd", "pgd_steps", "predict", "refine", "resolve_generate",
+    "sample_seeds", "save_model", "sketch", "translate", "upscale",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustsynth import randomness
 from robustsynth.errors import UserError
+from robustsynth.resampling import back_project
 
 
 class Constraint(Protocol):
@@ -121,6 +122,61 @@ class Box:
 
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         return randomness.uniform(generators, center.shape[1:]).to(center)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Only pixels under the mask change, and they as another constraint allows; the rest is the centre's, exactly.
+
+    Args:
+        constraint: of what is under the mask.
+        mask: (N, 1, H, W), 1 where images may change.
+
+    Example:
+        >>> mask = torch.tensor([[[[1.0, 0.0]]]])
+        >>> Inside(Box(), mask).project(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2)).tolist()
+        [[[[1.0, 0.0]]]]
+    """
+
+    constraint: Constraint
+    mask: Tensor
+
+    def direction(self, grad: Tensor) -> Tensor:
+        return self.constraint.direction(grad * self.mask)
+
+    def project(self, images: Tensor, center: Tensor) -> Tensor:
+        return torch.where(self.mask > 0, self.constraint.project(images, center), center)
+
+    def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        return torch.where(self.mask > 0, self.constraint.random_start(center, generators), center)
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """Images whose area averages stay near a low-resolution one, beside another constraint: each projection ends
+    with a round of back-projection.
+
+    Args:
+        constraint: the other one.
+        low: (N, C, h, w), what averages should give.
+
+    Example:
+        >>> low = torch.full((1, 1, 1, 1), 0.25)
+        >>> Consistent(Box(), low).project(torch.full((1, 1, 2, 2), 0.75), low.expand(1, 1, 2, 2)).mean().item()
+        0.25
+    """
+
+    constraint: Constraint
+    low: Tensor
+
+    def direction(self, grad: Tensor) -> Tensor:
+        return self.constraint.direction(grad)
+
+    def project(self, images: Tensor, center: Tensor) -> Tensor:
+        return back_project(self.constraint.project(images, center), self.low)
+
+    def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        return back_project(self.constraint.random_start(center, generators), self.low)
 
 
 def ball(norm: str, eps: float) -> L2Ball | LinfBall:

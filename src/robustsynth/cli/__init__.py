@@ -15,7 +15,10 @@ class Commands(click.Group):
     """Commands imported when they are called or listed, and errors for people: one message, exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["generate", "train", "evaluate", "models", "demo"]
+        return [
+            "generate", "inpaint", "translate", "upscale", "sketch", "paint", "refine", "features",
+            "train", "evaluate", "models", "demo",
+        ]  # fmt: skip
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         import importlib

@@ -12,9 +12,8 @@ from PIL import Image
 
 from robustsynth.data.sources import Row
 from robustsynth.errors import UserError
-from robustsynth.pictures import plain_picture
+from robustsynth.pictures import fault_of, is_grey, open_picture, plain_picture
 
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _USUAL_SIZES = (224, 128, 64, 32)
 
 
@@ -34,8 +33,7 @@ def read_header(row: Row) -> Header:
     """
     try:
         with _opened(row) as picture:
-            grey = picture.mode in _GREY_MODES or picture.mode.startswith("I;16")
-            return Header(picture.size, 1 if grey else 3)
+            return Header(picture.size, 1 if is_grey(picture) else 3)
     except Exception as error:
         raise _unreadable(row, error) from error
 
@@ -81,15 +79,14 @@ def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
 def _opened(row: Row) -> Image.Image:
     if row.content is None:
         raise ValueError("nothing: the cell is empty")
-    return Image.open(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content)
+    return open_picture(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content)
 
 
 def _unreadable(row: Row, error: Exception) -> Exception:
     # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
     if isinstance(error, MemoryError):
         return error
-    # Its own text for bytes that it does not know only names a buffer in memory.
-    reason = "no format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    reason = str(error) if row.content is None else fault_of(error, row.content).reason
     return UserError(
         f"{row.where}: expected a picture that can be decoded, got {reason}. Replace it or take it out of the data."
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,8 +22,7 @@ def find_class_folders(root: Path, split: str) -> Source:
     Raises:
         UserError: no pictures, an empty class folder, or no such split.
     """
-    label = root.resolve().name
-    splits = {name: root / name for name in SPLIT_NAMES if _has_folders(root / name)}
+    splits = split_folders(root)
     if splits:
         chosen = choose_splits(list(splits), split, where=str(root))
     elif split in ("train", "all"):
@@ -36,46 +36,35 @@ def find_class_folders(root: Path, split: str) -> Source:
         raise UserError(f"{root} holds neither parquet files nor class folders. Expected {LAYOUTS}.")
 
     classes = tuple(sorted({folder.name for path in splits.values() for folder in _folders(path)}))
-    labelled: list[tuple[Path, int]] = []
-    empty: list[Path] = []
-    for name in chosen:
-        for folder in _folders(splits[name]):
-            pictures = _pictures(folder)
-            labelled += [(picture, classes.index(folder.name)) for picture in pictures]
-            empty += [] if pictures else [folder]
-    if not labelled:
+    labelled = [(folder, classes.index(folder.name)) for name in chosen for folder in _folders(splits[name])]
+    if not any(pictures_under(folder) for folder, _ in labelled):
         raise UserError(f"{root} holds no pictures for split {split!r}. Expected {LAYOUTS}.")
-    if empty:
-        raise UserError(f"{empty[0]}: expected the pictures of a class, got none. Add some or remove the folder.")
+    return labelled_folders(labelled, classes, label=root.resolve().name, identity=["folders", *chosen], root=root)
+
+
+def labelled_folders(
+    labelled: Sequence[tuple[Path, int]], classes: tuple[str, ...], *, label: str, identity: list[Any], root: Path
+) -> Source:
+    """The pictures in some folders, all of one folder with one label.
+
+    Args:
+        labelled: folders with their labels.
+        classes: in label order.
+        label: what to call the source.
+        identity: what tells it from others, beside its files and classes.
+        root: a folder that all lie in.
+
+    Raises:
+        UserError: one of the folders holds no pictures.
+    """
+    pictures = [(picture, index) for folder, index in labelled for picture in pictures_under(folder)]
+    for folder, _ in labelled:
+        if not pictures_under(folder):
+            raise UserError(f"{folder}: expected the pictures of a class, got none. Add some or remove the folder.")
 
     def rows() -> Iterator[Row]:
-        return (Row(str(picture), picture, index) for picture, index in labelled)
+        return (Row(str(picture), picture, index) for picture, index in pictures)
 
-    files = stamps([picture for picture, _ in labelled], root)
-    identity = ["folders", str(root.resolve()), list(chosen), list(classes), files]
-    return Source(label, identity, lambda: Contents(classes, len(labelled), rows))
-
-
-def _has_folders(path: Path) -> bool:
-    """Whether it is a split's folder: a *class* that happens to be called "train" holds pictures instead."""
-    return path.is_dir() and bool(_folders(path))
-
-
-def _folders(path: Path) -> list[Path]:
-    hidden = (".", "__")  # what version control, editors and zip archives leave behind
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(hidden))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    # At any depth: some data sets put a class's pictures into CLASS/images.
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in _openable() and not file.name.startswith(".") and file.is_file()
-    )
-
-
-@functools.cache
-def _openable() -> frozenset[str]:
-    """The file endings of the formats that Pillow reads (it knows further ones that it only writes)."""
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    files = stamps([picture for picture, _ in pictures], root)
+    identity = [*identity, str(root.resolve()), list(classes), files]
+    return Source(label, identity, lambda: Contents(classes, len(pictures), rows))

@@ -24,6 +24,9 @@ S = TypeVar("S")
 
 BEST = "best"
 
+CONDITIONS = ("images", "published_for", "only_seeds_from", "only_classes")
+"""Keys of a preset's row that say when it counts; the others are settings."""
+
 
 @dataclass(frozen=True)
 class GenerateSettings:
@@ -131,13 +134,14 @@ def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, A
     fitting = "small" if side <= SMALL_IMAGE else "large"
     values: dict[str, Any] = {}
     for row in rows:
-        # A row may be for one kind of seeds alone: duke2023 takes more steps from poorer ones.
+        # A row may be for one kind of seeds alone: duke2023 takes more steps from poorer ones; or for classifiers of
+        # two classes, as the paper's translation has both.
         fits = fitting in row["images"] and row.get("only_seeds_from") in (None, given.get("seeds_from"))
-        if not fits:
+        if not fits or row.get("only_classes") not in (None, len(model.classes)):
             continue
         scale = side / row["published_for"] if row["published_for"] > SMALL_IMAGE else 1.0
         for name, value in row.items():
-            if name not in ("images", "published_for", "only_seeds_from"):
+            if name not in CONDITIONS:
                 values[name] = value * scale if name in ("eps", "step_size") else value
     if not values and rows:
         raise UserError(f"preset {preset!r} has no settings of {task} for images of {side} pixels")

@@ -1,0 +1,89 @@
+"""Masks on the command line: a file, a rectangle, a random patch, or what is transparent in the picture itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustsynth.errors import UserError
+from robustsynth.files import sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustsynth.tasks.picture_job import Picture
+
+
+def mask_options(function: Any) -> Any:
+    """The options that say where."""
+    options: list[Callable[[Any], Any]] = [
+        click.option(
+            "--mask", multiple=True, help="A picture of where, or a rectangle LEFT,TOP,WIDTH,HEIGHT in pixels."
+        ),
+        click.option("--invert", is_flag=True, help="Take the other part of the mask file."),
+        click.option("--patch", type=click.IntRange(min=1), default=None, help="A square of so many pixels at random."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the random patches."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+class MaskSource:
+    """Where the masks of pictures come from.
+
+    Args:
+        mask: what ``--mask`` was given: at most one file or rectangle.
+        invert: take the other part of a file.
+        patch: side of a random square.
+        seed: of random squares; picture i of the job has its own stream.
+        own_alpha: where nothing is given, what is transparent in a picture is its mask.
+
+    Raises:
+        UserError: not exactly one source.
+    """
+
+    def __init__(
+        self, mask: tuple[str, ...], *, invert: bool, patch: int | None, seed: int, own_alpha: bool = False
+    ) -> None:
+        if len(mask) > 1 or (mask and patch is not None):
+            raise UserError("expected one --mask or --patch for each picture, got several; merge the masks into one")
+        if not mask and patch is None and not own_alpha:
+            raise UserError("expected --mask (a picture, or LEFT,TOP,WIDTH,HEIGHT) or --patch SIDE, got neither")
+        self.mask, self.invert, self.patch, self.seed = (mask[0] if mask else None), invert, patch, seed
+        self.rectangle = mask[0] if mask and re.fullmatch(r"[-\d.,\s]+", mask[0]) and "," in mask[0] else None
+
+    def masks(self, chunk: Sequence[Picture], images: Tensor) -> Tensor:
+        """(n, 1, H, W) for pictures of one size."""
+        import torch
+
+        from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
+        from robustsynth.randomness import image_generators
+
+        size = (images.shape[2], images.shape[3])
+        if self.rectangle is not None:
+            return check_mask(rectangle_mask(self.rectangle, size), images)
+        if self.mask is not None:
+            return check_mask(load_mask(self.mask, size, invert=self.invert), images)
+        if self.patch is not None:
+            # Keyed by the picture's contents, not its place: the same picture has the same hole in any company.
+            keys = [int(sha256(p.path)[:8], 16) for p in chunk]
+            return random_patch_masks(image_generators(self.seed, keys), size, self.patch, min(size) // 8)
+        return check_mask(torch.stack([mask_from_alpha(p.path) for p in chunk]), images)
+
+    def record(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """What decides the masks, for ``settings.json``."""
+        if self.rectangle is not None:
+            return {"mask": self.rectangle}
+        if self.mask is not None:
+            path = Path(self.mask)
+            if not path.is_file():
+                raise UserError(f"expected a mask in {path}, found no such file")
+            return {"mask": {"file": path.name, "sha256": sha256(path)}, "invert": self.invert}
+        if self.patch is not None:
+            return {"patch": self.patch, "seed": self.seed}
+        return {"mask": "transparent parts"}

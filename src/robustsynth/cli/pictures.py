@@ -1,0 +1,257 @@
+"""What the commands that take pictures share: their options, reading, progress, stopping, and writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustsynth.cli import interactive, say
+from robustsynth.cli.options import settings_options
+from robustsynth.errors import UserError
+from robustsynth.tasks.step_settings import PICTURE_TASKS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustsynth.loop import Step
+    from robustsynth.models.classifier import Classifier
+    from robustsynth.tasks.picture_job import Made, Picture
+
+OnStep = Callable[[Sequence[int], "Step"], object]
+
+
+@dataclasses.dataclass
+class Plan:
+    """How a command does its task.
+
+    Attributes:
+        solve: (pictures' tensor (n, C, H, W), labels (n,) or None, the pictures, on_step) to results by file ending.
+        extra: whatever else than settings and label decides the results, as plain values.
+        labelled: whether the task has labels.
+        view: what labels are predicted from, and what the task saw, by title, to be shown in the figure.
+        endings: of each picture's result files.
+        runs: how many runs of the loop one call of `solve` makes.
+    """
+
+    solve: Callable[[Tensor, Tensor | None, Sequence[Picture], OnStep], dict[str, Tensor]]
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    labelled: bool = True
+    view: Callable[[Tensor, Sequence[Picture]], tuple[Tensor, dict[str, Tensor]]] = lambda images, _: (images, {})
+    endings: tuple[str, ...] = ("",)
+    runs: int = 1
+
+
+def picture_options(task: str, *, label: bool = True) -> Callable[[Any], Any]:
+    """The arguments and options of a command on pictures, those of its settings included."""
+
+    def decorate(function: Any) -> Any:
+        added = [
+            click.argument("images", nargs=-1, required=True, type=click.Path()),
+            click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder."),
+            click.option("--out", required=True, type=click.Path(), help="Folder to write to."),
+            click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's)."),
+            settings_options(PICTURE_TASKS[task]),
+            click.option(
+                "--trajectory",
+                type=click.Choice(["gif", "mp4"]),
+                default=None,
+                help="Also write how each picture comes about, step by step.",
+            ),
+            click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured."),
+            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 4."),
+            click.option("--device", default=None, help="cpu or cuda."),
+            click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
+        ]
+        if label:
+            added.insert(2, click.option("--label", default=None, help="Class of the pictures; predicted if not given."))
+        for option in reversed(added):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+class PictureCommand:
+    """One call of a command on pictures.
+
+    Args:
+        task: its name.
+        options: of `picture_options`, as click gives them.
+
+    Attributes:
+        model: loaded.
+        settings: resolved ones.
+        pictures: read.
+    """
+
+    def __init__(self, task: str, options: dict[str, Any]) -> None:
+        from robustsynth.models.files import load_model
+        from robustsynth.tasks.picture_job import read_pictures
+        from robustsynth.tasks.settings import resolve_settings
+
+        if options["trajectory"] is not None:
+            from robustsynth.animations import check_animation
+
+            check_animation(f"{task}.{options['trajectory']}")
+        kind = PICTURE_TASKS[task]
+        names = {f.name for f in dataclasses.fields(kind)}
+        given = {name: value for name, value in options.items() if name in names}
+        self.task, self.options = task, options
+        self.model: Classifier = load_model(options["model_name"], device=options["device"])
+        self.settings = resolve_settings(kind, task, self.model, preset=options["preset"], given=given)
+        self.pictures = read_pictures(options["images"], channels=self.model.channels)
+        self.label: int | None = None
+        if options.get("label") is not None:
+            self.label = named_class(self.model, options["label"])
+        self.arguments: dict[str, Any] = {
+            "precision": options["precision"],
+            "batch_size": options["batch_size"],
+            **dataclasses.asdict(self.settings),
+        }
+
+    def run(self, plan: Plan) -> None:
+        """Do what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
+        from tqdm import tqdm
+
+        from robustsynth.cli.describe import describe_model
+        from robustsynth.tasks.picture_job import PictureJob
+        from robustsynth.tasks.running import BATCH
+
+        settings = dataclasses.asdict(self.settings)
+        told = settings | plan.extra
+        if plan.labelled:
+            told["label"] = None if self.label is None else self.model.classes[self.label]
+        job = PictureJob(
+            self.task,
+            self.model,
+            self.pictures,
+            told,
+            self.options["out"],
+            endings=plan.endings,
+            overwrite=self.options["overwrite"],
+        )
+        say(describe_model(self.model))
+        say(f"settings: {', '.join(f'{k}={v}' for k, v in settings.items())}")
+        for picture in self.pictures:
+            if picture.notes:
+                say(f"{picture.path.name}: {', '.join(picture.notes)}")
+        if len(job.missing) < len(self.pictures):
+            say(f"{len(self.pictures) - len(job.missing)} of {len(self.pictures)} pictures are there already")
+        total = len(job.missing) * max(self.settings.steps, 1) * plan.runs
+        with (
+            _stoppable() as stopping,
+            tqdm(total=total, unit="step", disable=not interactive(), desc=self.task) as bar,
+        ):
+            whole = job.run(
+                lambda chunk: self._solve(plan, chunk, stopping, bar.update),
+                batch_size=self.options["batch_size"] or BATCH,
+            )
+        if not whole:
+            say(f"stopped; what there is so far is in {job.out}, and the same command goes on")
+            raise SystemExit(130)
+        say(f"wrote {len(job.missing)} pictures and figure.png to {job.out}")
+
+    def _solve(
+        self, plan: Plan, chunk: Sequence[Picture], stopping: list[int], advance: Callable[[int], object]
+    ) -> list[Made]:
+        import torch
+
+        from robustsynth.cli.trajectories import Trajectories
+        from robustsynth.images import as_tensor, to_uint8
+        from robustsynth.tasks.picture_job import Made
+        from robustsynth.tasks.running import predict
+
+        if stopping:
+            return []
+        images = as_tensor([p.image for p in chunk])
+        seen, shown = plan.view(images, chunk)
+        labels: Tensor | None = None
+        if plan.labelled:
+            views, precision = self.settings.views, self.options["precision"]
+            labels = (
+                predict(self.model, seen, views=views, precision=precision)
+                if self.label is None
+                else torch.full((len(chunk),), self.label)
+            )
+        reached: list[int] = []
+        trajectories = Trajectories(self.options["trajectory"], [p.name for p in chunk], self.settings.steps)
+
+        def on_step(places: Sequence[int], step: Step) -> bool:
+            trajectories.add(places, step)
+            if step.index:  # x₀ is where it starts, not a step that was taken
+                advance(len(places))
+            if stopping and not reached:
+                reached.append(step.index)
+            return not stopping
+
+        results = plan.solve(images, labels, chunk, on_step)
+        trajectories.write(Path(self.options["out"]), results)
+        made = []
+        for place, picture in enumerate(chunk):
+            record: dict[str, Any] = {}
+            caption = picture.name
+            if labels is not None:
+                name = self.model.classes[int(labels[place])]
+                record |= {"label": name, "predicted": self.label is None}
+                caption += f": {name}" + (" (predicted)" if self.label is None else "")
+            if reached:
+                record["stopped_at_step"] = reached[0]
+                caption += f", stopped at step {reached[0]}"
+            made.append(
+                Made(
+                    picture,
+                    {ending: to_uint8(result[place : place + 1])[0] for ending, result in results.items()},
+                    {title: to_uint8(given[place : place + 1])[0] for title, given in shown.items()},
+                    caption,
+                    record,
+                )
+            )
+        return made
+
+
+def named_class(model: Classifier, name: str) -> int:
+    """A class by name or index, also by a name from another vocabulary, which is said."""
+    from robustsynth.models.class_names import matching_class
+
+    found = matching_class(name, model.classes)
+    if found is None:
+        return model.class_index(name)
+    if model.classes[found].lower() != name.lower():
+        say(f"{name!r} is taken as the class {model.classes[found]!r}")
+    return found
+
+
+def split_numbers(text: str, what: str) -> list[int]:
+    """Comma-separated whole numbers.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"expected {what} as whole numbers such as 3,17, got {text!r}") from None
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """A list that fills when the user asks to stop; asking twice stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""Settings of feature pictures, apart from their task, so that the command line needs no torch to know its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from dataclasses import dataclass
+
+from robustsynth.errors import UserError
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Settings of the pictures that show what a unit responds to. Sizes are in pixel units of images in [0, 1].
+
+    The defaults of ``eps`` and ``step_size`` are for images of 32 pixels; `resolve_features` lets them grow with the
+    side, as an ℓ2 distance over equally changed pixels does.
+
+    Attributes:
+        eps: radius of the ball around the noise; 8 at 32 pixels, and in proportion to the side.
+        step_size: length of a step, of the first one where steps decay; 0.4 at 32 pixels, in proportion to the side.
+        steps: number of steps.
+        step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
+        contrast: standard deviation of the noise that pictures start from.
+        straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
+        drawn: pictures drawn of each unit, each from noise of its own.
+        top: images of the data shown of each unit.
+    """
+
+    eps: float = 8.0
+    step_size: float = 0.4
+    steps: int = 60
+    step_schedule: str = "linear"
+    contrast: float = 0.01
+    straight_through: bool = True
+    drawn: int = 3
+    top: int = 8
+
+    def __post_init__(self) -> None:
+        kinds = {"float": numbers.Real, "int": numbers.Integral, "str": str, "bool": bool}
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), kinds[str(field.type)]
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                raise UserError(f"expected {field.name} as {field.type}, got {value!r}")
+            if isinstance(value, numbers.Real) and not 0 <= value < math.inf:
+                raise UserError(f"expected a finite {field.name} of 0 or more, got {value}")
+        if self.step_schedule not in ("constant", "linear"):
+            raise UserError(f"expected step_schedule of constant, linear, got {self.step_schedule!r}")
+        if self.step_size == 0:
+            raise UserError("expected a positive finite step_size, got 0")
+        if self.drawn < 1:
+            raise UserError(f"expected 1 or more drawn pictures of each unit, got {self.drawn}")
+
+    def step_length(self, index: int) -> float:
+        """The length of step `index`."""
+        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)

@@ -1,0 +1,175 @@
+"""What the tasks on given pictures share: checking, labels, and the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustsynth.constraints import Constraint, ball
+from robustsynth.errors import UserError
+from robustsynth.loop import NonFiniteError, Objective, Problem, Step, check_images
+from robustsynth.models.classifier import Classifier
+from robustsynth.tasks.batches import solve_in_batches
+from robustsynth.tasks.step_settings import StepSettings
+from robustsynth.tasks.views import Viewed, check_size, choose_views, size_ratio
+
+BATCH = 4
+"""Pictures a batch. Every batch is filled up to it, so that a picture's pixels never depend on its company, and most
+people bring one picture: a larger batch would make them wait for nothing."""
+
+OnStep = Callable[[Sequence[int], Step], object]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a task wants of some pictures: an objective, and a constraint in place of the plain ball where it has one."""
+
+    start: Tensor
+    objective: Objective
+    constraint: Constraint | None = None
+    center: Tensor | None = None
+
+
+class PictureTask:
+    """A model looking at pictures of one size, for one task.
+
+    Args:
+        model: a classifier.
+        pictures: (N, C, H, W) in [0, 1], as the task is given them.
+        settings: of its steps.
+        size: (H, W) that it works at; the pictures' own where None.
+        precision: of the model's fast twin; measured where None.
+        batch_size: pictures a batch; `BATCH` where None.
+        network: to be looked through in place of the fast twin's logits.
+
+    Attributes:
+        network: pictures of `size` to logits, through the views.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        pictures: Tensor,
+        settings: StepSettings,
+        *,
+        size: tuple[int, int] | None = None,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        network: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model, self.settings, self.count = model, settings, len(pictures)
+        self.size = (pictures.shape[2], pictures.shape[3]) if size is None else size
+        check_size(*self.size)
+        self.side = model.image_size or min(self.size)
+        self.batch_size = batch_size or BATCH
+        if self.batch_size < 1:
+            raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
+        self.views = choose_views(self.size, self.side, settings.views)
+        twin = model.synthesizer(precision=precision, batch_size=self.batch_size)
+        self.logits = Viewed(twin, self.views, self.side)
+        self.network = self.logits if network is None else Viewed(network, self.views, self.side)
+
+    def labels(self, labels: Tensor | Sequence[int] | int | None, pictures: Tensor) -> Tensor:
+        """Class indices (N,), checked; predicted from `pictures` where none are given."""
+        if labels is None:
+            return self.predict(pictures)
+        return check_labels(labels, self.model, self.count)
+
+    def predict(self, pictures: Tensor) -> Tensor:
+        """The most likely class (N,) of pictures (N, C, H, W)."""
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(pictures), self.batch_size):
+                part = pictures[start : start + self.batch_size]
+                # Filled up as the run's batches are, for the same reason.
+                padded = torch.cat([part, part[-1:].expand(self.batch_size - len(part), -1, -1, -1)])
+                found.append(self.logits(padded.to(self.model.device)).argmax(1)[: len(part)].cpu())
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+
+    def ball(self) -> Constraint:
+        """The settings' ball at the size that is worked at."""
+        ratio = size_ratio(self.size, self.side, self.settings.norm)
+        return ball(self.settings.norm, self.settings.eps * ratio)
+
+    def run(self, state: Callable[[Tensor], Statement], on_step: OnStep | None = None) -> Tensor:
+        """Solve what `state` states of the pictures with given places (n,), all of them.
+
+        Raises:
+            NonFiniteError: NaN or infinity in some pictures; the error carries all, the others complete.
+        """
+        ratio = size_ratio(self.size, self.side, self.settings.norm)
+
+        def problem(chosen: Sequence[int]) -> Problem:
+            stated = state(torch.tensor(list(chosen), dtype=torch.long))
+            return Problem(stated.start, stated.objective, stated.constraint or self.ball(), stated.center)
+
+        parts: list[Tensor] = []
+        failures: dict[int, int] = {}
+        for batch in solve_in_batches(
+            range(self.count),
+            problem,
+            batch_size=self.batch_size,
+            step_size=lambda index: ratio * self.settings.step_length(index),
+            steps=self.settings.steps,
+            use_best=self.settings.use_best,
+            on_step=on_step,
+        ):
+            parts.append(batch.images)
+            failures |= batch.failures
+        result = torch.cat(parts) if parts else torch.empty(0, self.model.channels, *self.size)
+        if failures:
+            raise NonFiniteError(result, failures)
+        return result
+
+
+def predict(
+    model: Classifier, pictures: Tensor, *, views: str | None = None, precision: str | None = None
+) -> Tensor:
+    """The most likely class (N,) of pictures (N, C, H, W) in [0, 1] of any size.
+
+    Args:
+        model: a classifier.
+        pictures: (N, C, H, W).
+        views: how it sees them, see `StepSettings`.
+        precision: of the model's fast twin; measured where None.
+
+    Example:
+        >>> from robustsynth.models.files import load_model
+        >>> predict(load_model("mnist"), torch.zeros(2, 1, 56, 56)).shape
+        torch.Size([2])
+    """
+    pictures = check_pictures(model, pictures)
+    return PictureTask(model, pictures, StepSettings(views=views), precision=precision).predict(pictures)
+
+
+def check_pictures(model: Classifier, pictures: Tensor, name: str = "images") -> Tensor:
+    """Pictures as float32 on the CPU, checked against the model's channels."""
+    check_images(pictures, name)
+    if pictures.shape[1] != model.channels:
+        raise UserError(
+            f"expected {name} (N, {model.channels}, H, W) for model {model.name!r}, got {tuple(pictures.shape)}"
+        )
+    return pictures.detach().float().cpu()
+
+
+def check_labels(labels: Tensor | Sequence[int] | int, model: Classifier, count: int) -> Tensor:
+    """(N,) class indices of the model; one number counts for all pictures.
+
+    Raises:
+        UserError: not (N,) integers, or not among the classes.
+    """
+    labels = torch.as_tensor(labels).cpu()
+    if labels.ndim == 0:
+        labels = labels.expand(count)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool or len(labels) != count:
+        raise UserError(f"expected {count} integer labels, one an image, got {labels.dtype} {tuple(labels.shape)}")
+    last = len(model.classes) - 1
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+        raise UserError(
+            f"expected labels from 0 to {last} ({model.classes[0]} to {model.classes[-1]}), "
+            f"got {sorted(set(labels.tolist()))}"
+        )
+    return labels.long()

@@ -1,0 +1,84 @@
+"""Sketch to image: descend a class's cross-entropy from a drawing (Santurkar et al. 2019, Section 3.5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustsynth.models.classifier import Classifier
+from robustsynth.objectives import CrossEntropy, Distance
+from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
+from robustsynth.tasks.settings import resolve_settings
+from robustsynth.tasks.step_settings import SketchSettings
+
+
+def sketch(
+    model: Classifier,
+    drawings: Tensor,
+    labels: Tensor | Sequence[int] | int | None = None,
+    *,
+    preset: str | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Drawings turned into pictures of a class that keep to their outlines.
+
+    Args:
+        model: a robust classifier.
+        drawings: (N, C, H, W) in [0, 1], of any size.
+        labels: (N,) class indices, or one for all; predicted from the drawings, which is often wrong, where None.
+        preset: ``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own settings where None.
+        precision: ``float32`` or ``bfloat16``; measured where None.
+        batch_size: images a batch.
+        on_step: called with the places of a batch and each `Step` of it; returning False ends that batch.
+        **settings: fields of `SketchSettings`, which override the preset.
+
+    Returns:
+        (N, C, H, W) float32 in [0, 1].
+
+    Raises:
+        UserError: labels or settings that do not fit.
+
+    Example:
+        >>> from robustsynth.models.files import load_model
+        >>> sketch(load_model("cifar10"), torch.ones(1, 3, 32, 32), 3, steps=2).shape
+        torch.Size([1, 3, 32, 32])
+    """
+    drawings = check_pictures(model, drawings, "drawings")
+    resolved = resolve_settings(SketchSettings, "sketch", model, preset=preset, given=settings)
+    task = PictureTask(model, drawings, resolved, precision=precision, batch_size=batch_size)
+    labels = task.labels(labels, drawings)
+    start = softened(drawings, resolved.softening * max(task.size) / task.side)
+
+    def state(places: Tensor) -> Statement:
+        objective = CrossEntropy(task.network, labels[places].to(model.device))
+        if resolved.adherence:
+            objective = objective + resolved.adherence * Distance(drawings[places].to(model.device))
+        return Statement(start[places].to(model.device), objective)
+
+    return task.run(state, on_step)
+
+
+def softened(images: Tensor, sigma: float) -> Tensor:
+    """Images (N, C, H, W) blurred by a Gaussian of `sigma` pixels, borders continued; 0 leaves them as they are.
+
+    Example:
+        >>> softened(torch.eye(3)[None, None], 0.0).equal(torch.eye(3)[None, None])
+        True
+    """
+    reach = math.ceil(3 * sigma)
+    if reach == 0:
+        return images
+    kernel = torch.exp(-torch.arange(-reach, reach + 1.0) ** 2 / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
+    for direction in (kernel, kernel.transpose(2, 3)):
+        padding = [reach * (direction.shape[3] > 1)] * 2 + [reach * (direction.shape[2] > 1)] * 2
+        images = F.conv2d(F.pad(images, padding, mode="replicate"), direction, groups=images.shape[1])
+    return images.clamp(0, 1)

@@ -1,0 +1,178 @@
+"""Settings of the tasks on given pictures. Sizes are in pixel units of images in [0, 1], at the model's image size:
+on a larger picture an ℓ2 size grows with the root of the number of pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from dataclasses import dataclass, field
+from typing import Any
+
+from robustsynth.errors import UserError
+
+
+def choice(default: Any, *names: Any) -> Any:
+    """A field whose value is one of `names`."""
+    return field(default=default, metadata={"choices": names})
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What every task on given pictures has.
+
+    Attributes:
+        eps: radius of the ball around where the task starts.
+        step_size: length of a step, of the first one where steps decay.
+        steps: number of steps.
+        norm: of the ball and the steps, ``l2`` or ``linf``.
+        step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
+        use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
+        views: how the classifier sees a picture of another size: ``whole``, ``squares`` along its longer side,
+            ``tiles`` of its own size; whole up to an aspect ratio of 4:3 and squares beyond where None.
+    """
+
+    eps: float = 40.0
+    step_size: float = 1.0
+    steps: int = 60
+    norm: str = choice("l2", "l2", "linf")
+    step_schedule: str = choice("constant", "constant", "linear")
+    use_best: bool = True
+    views: str | None = choice(None, None, "whole", "squares", "tiles")
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            _check_kind(each, getattr(self, each.name))
+        if self.steps < 0:
+            raise UserError(f"expected 0 or more steps, got {self.steps}")
+        if not 0 < self.step_size < math.inf:
+            raise UserError(f"expected a positive finite step_size, got {self.step_size}")
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, numbers.Real) and not 0 <= value < math.inf:
+                raise UserError(f"expected a finite {each.name} of 0 or more, got {value}")
+
+    def step_length(self, index: int) -> float:
+        """The length of step `index`."""
+        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)
+
+
+def _check_kind(each: dataclasses.Field[Any], value: Any) -> None:
+    choices = each.metadata.get("choices")
+    if choices is not None:
+        if value not in choices:
+            named = ", ".join(str(c) for c in choices if c is not None)
+            raise UserError(f"expected {each.name} of {named}, got {value!r}")
+        return
+    kind = {"float": numbers.Real, "int": numbers.Integral, "bool": bool, "str": str}[str(each.type)]
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"expected {each.name} as {each.type}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class InpaintSettings(StepSettings):
+    """Settings of inpainting (Santurkar et al. 2019, Equation 3); the defaults are the paper's.
+
+    Attributes:
+        fill: what the hole starts as: ``mean`` (the paper's), ``laplace``, or a name of `robustsynth.fills.FILLS`.
+        penalty: λ, weight of the mean squared difference from the known pixels.
+        only_inside: let steps change the hole alone, so that none of their length is spent outside.
+        keep_known: give the known pixels back exactly as they were.
+    """
+
+    eps: float = 21.0
+    step_size: float = 0.1
+    steps: int = 720
+    fill: str = "mean"
+    penalty: float = 10.0
+    only_inside: bool = False
+    keep_known: bool = True
+
+
+@dataclass(frozen=True)
+class TranslateSettings(StepSettings):
+    """Settings of translation (Santurkar et al. 2019, Section 3.3); the defaults are the paper's.
+
+    Attributes:
+        adherence: λ, weight of the mean squared difference from the source.
+    """
+
+    eps: float = 60.0
+    steps: int = 80
+    adherence: float = 0.0
+
+
+@dataclass(frozen=True)
+class UpscaleSettings(StepSettings):
+    """Settings of super-resolution (Santurkar et al. 2019, Equation 4); the defaults are the paper's.
+
+    Attributes:
+        start: how the small picture is enlarged to start from: ``nearest`` (the paper's), ``bicubic`` or ``lanczos``.
+        consistency: rounds of back-projection before the first step; one follows each step then, and twice as many
+            the last. 0 for none, as in the paper.
+        penalty: λ, weight of the mean squared difference between the averaged result and the small picture.
+    """
+
+    eps: float = 8.0
+    steps: int = 40
+    start: str = choice("nearest", "nearest", "bicubic", "lanczos")
+    consistency: int = 0
+    penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class SketchSettings(StepSettings):
+    """Settings of sketch to image (Santurkar et al. 2019, Section 3.5); the defaults are the paper's.
+
+    Attributes:
+        adherence: λ, weight of the mean squared difference from the drawing.
+        softening: pixels, at the model's image size, over which the drawing's lines are blurred before the first
+            step; 0 for none, as in the paper.
+    """
+
+    adherence: float = 0.0
+    softening: float = 0.0
+
+
+@dataclass(frozen=True)
+class PaintSettings(StepSettings):
+    """Settings of feature painting (Santurkar et al. 2019, Equation 5); the defaults are the paper's.
+
+    Attributes:
+        activation: weight of the unit's activation.
+        penalty: weight of the mean squared difference outside of the mask.
+        straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
+        only_inside: let steps change the masked region alone; what is outside stays exactly as it was.
+    """
+
+    eps: float = 70.0
+    steps: int = 140
+    activation: float = 0.1
+    penalty: float = 90.0
+    straight_through: bool = True
+    only_inside: bool = False
+
+
+@dataclass(frozen=True)
+class RefineSettings(StepSettings):
+    """Settings of refinement (Ganz and Elad 2021, "BIGRoC"): a short climb towards the class, in a small ball.
+
+    Attributes:
+        adherence: λ, weight of the mean squared difference from the given image.
+    """
+
+    eps: float = 6.0
+    step_size: float = 0.6
+    steps: int = 20
+    adherence: float = 0.0
+
+
+PICTURE_TASKS: dict[str, type[StepSettings]] = {
+    "inpaint": InpaintSettings,
+    "translate": TranslateSettings,
+    "upscale": UpscaleSettings,
+    "sketch": SketchSettings,
+    "paint": PaintSettings,
+    "refine": RefineSettings,
+}
+"""Each task's settings."""

@@ -1,0 +1,130 @@
+"""How a classifier of one image size sees a picture of any size.
+
+A picture stays at its own size; the classifier is shown it through square views, each resized to the size that it was
+trained at. Gradients come back the same way, so that every task works on pictures as they are: known pixels stay
+exact, and nothing is enlarged again afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustsynth.errors import UserError
+from robustsynth.resampling import resample
+
+VIEWS = ("whole", "squares", "tiles")
+
+WIDEST = 4 / 3
+"""Aspect ratio up to which a picture is seen whole, squeezed into a square. Classifiers are trained with as much."""
+
+SMALLEST, LARGEST = 8, 50_000_000
+"""Pixels that the shorter side of a picture must have, and a whole picture may have."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def choose_views(size: tuple[int, int], side: int, kind: str | None = None) -> list[View]:
+    """The parts of a picture (H, W) that a classifier of `side` × `side` images is shown.
+
+    Args:
+        size: (H, W) of the picture.
+        side: of the classifier's images.
+        kind: ``whole``, the picture squeezed into one square; ``squares``, overlapping squares along its longer
+            side; ``tiles``, overlapping squares of `side` pixels; None for whole up to an aspect ratio of 4:3, and
+            squares beyond.
+
+    Example:
+        >>> choose_views((96, 240), 128)
+        [View(top=0, left=0, height=96, width=96), View(top=0, left=72, height=96, width=96), \
+View(top=0, left=144, height=96, width=96)]
+    """
+    height, width = size
+    if kind is None:
+        kind = "whole" if max(size) <= WIDEST * min(size) else "squares"
+    if kind not in VIEWS:
+        raise UserError(f"expected views of {', '.join(VIEWS)}, got {kind!r}")
+    if kind == "whole":
+        return [View(0, 0, height, width)]
+    edge = min(height, width) if kind == "squares" else min(height, width, side)
+    return [View(top, left, edge, edge) for top in _places(height, edge) for left in _places(width, edge)]
+
+
+def _places(length: int, edge: int) -> list[int]:
+    """Where squares of `edge` begin along `length`: evenly, overlapping by at least a quarter."""
+    if length == edge:
+        return [0]
+    count = 2 + int((length - edge - 1) // (0.75 * edge))
+    return [round(i * (length - edge) / (count - 1)) for i in range(count)]
+
+
+class Viewed:
+    """A network seen through views: pictures (N, C, H, W) of any size to its output, averaged over the views.
+
+    Args:
+        network: images (N, C, side, side) to (N, K).
+        views: of the pictures.
+        side: of the network's images.
+
+    Example:
+        >>> Viewed(lambda x: x.mean((2, 3)), [View(0, 0, 4, 4)], side=2)(torch.ones(1, 3, 4, 4)).tolist()
+        [[1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int) -> None:
+        self.network, self.views, self.side = network, views, side
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K)."""
+        outputs = [
+            self.network(
+                resample(
+                    pictures[:, :, v.top : v.top + v.height, v.left : v.left + v.width],
+                    (self.side, self.side),
+                    "bilinear",
+                )
+            )
+            for v in self.views
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+
+
+def size_ratio(size: tuple[int, int], side: int, norm: str) -> float:
+    """What an ε meant for `side` × `side` images is multiplied by for a picture (H, W).
+
+    An ℓ2 distance over equally changed pixels grows as the root of their number; an ℓ∞ distance does not.
+
+    Example:
+        >>> size_ratio((64, 64), 32, "l2"), size_ratio((64, 64), 32, "linf")
+        (2.0, 1.0)
+    """
+    return (size[0] * size[1]) ** 0.5 / side if norm == "l2" else 1.0
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise a `UserError` for pictures too small to show anything, or too large to be held.
+
+    Example:
+        >>> check_size(1, 1)
+        Traceback (most recent call last):
+        robustsynth.errors.UserError: expected images of at least 8×8 pixels, got 1×1; choose a larger one
+    """
+    if min(height, width) < SMALLEST:
+        raise UserError(
+            f"expected images of at least {SMALLEST}×{SMALLEST} pixels, got {width}×{height}; choose a larger one"
+        )
+    if height * width > LARGEST:
+        raise UserError(
+            f"expected images of at most {LARGEST // 1_000_000} megapixels, got {width}×{height}; reduce it first"
+        )
