@@ -115,8 +115,11 @@ WHOLE = encoded(Image.fromarray(noise(30, 30, 3))).content
         (WHOLE[: len(WHOLE) // 2], "expected a picture"),
         (encoded(Image.new("F", (4, 4)), "TIFF").content, "floating-point"),
         (encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF").content, "beyond 16 bits"),
+        (b"", "an empty file"),
+        (b"\0\0\0\x18ftypheic" + bytes(20), "an HEIC picture"),
+        (encoded(Image.new("1", (8001, 8000))).content, "8001×8000 = 64 million pixels, above the limit"),
     ],
-    ids=["null", "text", "truncated", "float", "32 bits"],
+    ids=["null", "text", "truncated", "float", "32 bits", "empty", "HEIC", "large"],
 )
 def test_a_broken_picture_is_named_with_a_remedy(content, says):
     with pytest.raises(UserError, match=r"file 7: .*Replace it") as caught:

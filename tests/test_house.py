@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "files", "presets", "pictures"},
     {"randomness", "resampling", "constraints", "loop", "images", "animations"},
     {"models", "data"},
-    {"objectives", "seeds"},
+    {"objectives", "seeds", "mixtures"},
     {"tasks", "training", "evaluation"},
     {"cli"},
     {"__main__"},

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
+import struct
+import time
+import zlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from robustsynth.errors import UnknownNameError, UserError, closest_first
 from robustsynth.files import sha256, write_json, written_beside
@@ -20,8 +27,8 @@ from robustsynth.images import (
     display_scale,
     grid,
     load_picture,
+    load_picture_with_notes,
     picture_files,
-    save_gif,
     save_png,
     to_uint8,
 )
@@ -76,26 +83,229 @@ def test_size_crops_the_middle(tmp_path):
     assert bool((got == 200).all())
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "truncated", "folder"])
-def test_what_is_no_picture_is_named(tmp_path, kind):
+# Pictures as people have them
+
+
+def saved(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def png_chunks(width: int, height: int, bits: int, colour: int, rows: Iterable[bytes]) -> bytes:
+    """A PNG file of kinds that Pillow does not write: its rows, each begun by the number of its filter."""
+    packer = zlib.compressobj(1)
+    data = b"".join([*(packer.compress(b"\0" + row) for row in rows), packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    packed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def animated(kind: str, count: int = 12) -> bytes:
+    frames = [Image.new("RGB", (6, 4), (20 * i, 0, 0)) for i in range(count)]
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+
+
+def half_clear_palette() -> bytes:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([200, 0, 0, 0, 0, 200])
+    picture.putpixel((1, 0), 1)
+    return saved(picture, "PNG", transparency=bytes([255, 0]))
+
+
+RED = (200, 30, 30)
+DEEP = np.array([[65535, 257, 0, 65535], [0, 0, 0, 0]], dtype=">u2")  # one red opaque pixel, one clear one
+
+USUAL = {
+    "animated GIF": (animated("GIF"), [[0, 0, 0]], ["first of 12 frames"]),
+    "animated PNG": (animated("PNG"), [[0, 0, 0]], ["first of 12 frames"]),
+    "animated WebP": (animated("WEBP"), [[0, 0, 0]], ["first of 12 frames"]),
+    "TIFF of several pages": (animated("TIFF", 3), [[0, 0, 0]], ["first of 3 pages"]),
+    "GIF of one frame": (saved(Image.new("RGB", (4, 4), (9, 9, 9)), "GIF"), [[9, 9, 9]], []),
+    "one pixel": (saved(Image.new("RGB", (1, 1), RED), "PNG"), [list(RED)], []),
+    "CMYK JPEG": (saved(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG"), [list(RED)], ["CMYK as RGB"]),
+    "palette with transparency": (
+        half_clear_palette(),
+        [[200, 0, 0], [255, 255, 255]],
+        ["transparent parts laid on white"],
+    ),
+    "palette with one clear colour": (
+        saved(Image.new("P", (1, 1)), "PNG", transparency=0),
+        [[255, 255, 255]],
+        ["transparent parts laid on white"],
+    ),
+    "alpha that is opaque": (saved(Image.new("RGBA", (4, 4), (*RED, 255)), "PNG"), [list(RED)], []),
+    "16 bits with alpha": (
+        png_chunks(1, 2, 16, 6, [row.tobytes() for row in DEEP]),
+        [[255, 1, 0], [255, 255, 255]],
+        ["16 bits scaled to 8", "transparent parts laid on white"],
+    ),
+    "16 bits in colour": (
+        png_chunks(1, 1, 16, 2, [DEEP[0, :3].tobytes()]),
+        [[255, 1, 0]],
+        ["16 bits scaled to 8"],
+    ),
+    "16 bits in grey": (
+        saved(Image.fromarray(np.full((1, 1), 32896, np.uint16)), "PNG"),
+        [[128, 128, 128]],
+        ["16 bits scaled to 8", "grey as RGB"],
+    ),
+    "16 bits in grey, one value clear": (
+        saved(Image.fromarray(np.array([[7, 32896]], np.uint16)), "PNG", transparency=7),
+        [[255, 255, 255], [128, 128, 128]],
+        ["16 bits scaled to 8", "transparent parts laid on white", "grey as RGB"],
+    ),
+    "grey with alpha": (
+        saved(Image.new("LA", (1, 1), (0, 0)), "PNG"),
+        [[255, 255, 255]],
+        ["transparent parts laid on white", "grey as RGB"],
+    ),
+    "grey JPEG": (saved(Image.new("L", (8, 8), 90), "JPEG"), [[90, 90, 90]], ["grey as RGB"]),
+    "black and white": (saved(Image.new("1", (8, 8), 1), "PNG"), [[255, 255, 255]], ["grey as RGB"]),
+    "a mirrored photograph": (
+        saved(Image.fromarray(np.array([[[1, 1, 1], [2, 2, 2]]], np.uint8)), "PNG", exif=turned(2)),
+        [[2, 2, 2], [1, 1, 1]],
+        ["turned upright"],
+    ),
+    "an orientation that is none": (saved(Image.new("RGB", (1, 1), RED), "PNG", exif=turned(9)), [list(RED)], []),
+    "damaged EXIF": (saved(Image.new("RGB", (1, 1), RED), "PNG", exif=b"Exif\0\0no EXIF"), [list(RED)], []),
+    "the wrong ending": (saved(Image.new("RGB", (4, 4), RED), "WEBP", lossless=True), [list(RED)], []),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_pictures_of_any_kind_and_what_was_done_to_them(tmp_path, name):
+    content, pixels, notes = USUAL[name]
+    (tmp_path / "picture.png").write_bytes(content)
+    picture, said = load_picture_with_notes(tmp_path / "picture.png")
+    assert said == notes
+    assert picture.dtype == np.uint8
+    assert np.abs(picture.reshape(-1, 3)[: len(pixels)].astype(int) - pixels).max() <= (6 if "JPEG" in name else 0)
+    assert np.array_equal(load_picture(tmp_path / "picture.png"), picture)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_as_pillow_turns_it(tmp_path, orientation):
+    stored = Image.fromarray(RANDOM.integers(0, 256, (3, 5, 3), dtype=np.uint8))
+    stored.save(tmp_path / "a.png", exif=turned(orientation))
+    with Image.open(tmp_path / "a.png") as opened:
+        wanted = np.asarray(ImageOps.exif_transpose(opened))
+    picture, notes = load_picture_with_notes(tmp_path / "a.png")
+    assert np.array_equal(picture, wanted)
+    assert notes == (["turned upright"] if orientation > 1 else [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "size", "notes"),
+    [
+        ((6, 6, 3), 3, 6, []),
+        ((6, 9, 3), 3, 6, ["cut to its central square"]),
+        ((9, 6, 3), 3, 3, ["cut to its central square", "resized from 6×6 to 3×3"]),
+        ((1, 1, 3), 3, 8, ["resized from 1×1 to 8×8"]),
+        ((6, 6, 3), 1, None, ["colours as grey"]),
+        ((6, 6, 1), 1, None, []),
+        ((6, 6, 1), 3, None, ["grey as RGB"]),
+    ],
+)
+def test_changes_of_size_and_colour_are_said(tmp_path, shape, channels, size, notes):
+    save_png(tmp_path / "a.png", np.full(shape, 90, np.uint8))
+    picture, said = load_picture_with_notes(tmp_path / "a.png", channels=channels, size=size)
+    assert said == notes
+    assert picture.shape == (size or 6, size or 6, channels)
+    assert bool((picture == 90).all())
+
+
+NOISE = Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
+BROKEN = {
+    "missing": (None, r"there is no file .*broken\.png"),
+    "folder": (None, r"broken\.png is a folder; give a file in it"),
+    "empty": (b"", r"broken\.png.*an empty file.*fetch it again"),
+    "text": (b"no picture", r"broken\.png.*no format that Pillow knows.*save it as PNG or JPEG"),
+    "truncated JPEG": (saved(NOISE, "JPEG")[:1500], r"broken\.png.*a truncated file.*fetch it again"),
+    "truncated PNG": (saved(NOISE, "PNG")[:3000], r"broken\.png.*a truncated file.*fetch it again"),
+    "truncated WebP": (saved(NOISE, "WEBP")[:500], r"broken\.png.*a damaged file.*fetch it again"),
+    "HEIC": (HEIC, r"broken\.png.*an HEIC picture, which Pillow does not read.*save it as JPEG or PNG"),
+    "SVG": (b"<?xml version='1.0'?>\n<!-- a --><svg width='1'></svg>", r"broken\.png.*an SVG drawing.*export"),
+    "web page": (b"\n<!DOCTYPE html><html></html>", r"broken\.png.*a web page.*download the picture itself"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", r"broken\.png.*LFS pointer.*git lfs pull"),
+    "PDF": (b"%PDF-1.7\n", r"broken\.png.*a PDF document.*PNG"),
+    "floats": (saved(Image.new("F", (4, 4)), "TIFF"), r"broken\.png.*floating-point values"),
+    "32 bits": (saved(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), r"broken\.png.*beyond 16 bits"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("load", [load_picture, load_picture_with_notes])
+def test_what_is_no_picture_is_named(tmp_path, kind, load):
     path = tmp_path / "broken.png"
-    if kind == "text":
-        path.write_text("no picture", encoding="utf-8")
+    content, says = BROKEN[kind]
+    if content is not None:
+        path.write_bytes(content)
     elif kind == "folder":
         path.mkdir()
-    elif kind == "truncated":
-        save_png(path, RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-        path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"expected a picture.*broken\.png"):
+    with pytest.raises(UserError, match=f"expected a picture.*{says}"):
+        load(path)
+
+
+def large_png(side: int) -> bytes:
+    """A whole picture, a bit a pixel, nearly all of it black."""
+    return png_chunks(side, side, 1, 0, (bytes((side + 7) // 8) for _ in range(side)))
+
+
+@pytest.mark.parametrize("side", [8_001, 10_000, 20_000])
+def test_a_picture_too_large_to_decode_is_refused_by_its_header(tmp_path, monkeypatch, side):
+    path = tmp_path / "large.png"
+    path.write_bytes(large_png(side))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    before, began = Image.MAX_IMAGE_PIXELS, time.process_time()
+    says = rf"large\.png.*{side}×{side} = {side**2 / 1e6:.0f} million pixels.*limit of 64 million.*scale it down"
+    with pytest.raises(UserError, match=says):
         load_picture(path)
+    assert time.process_time() - began < 0.5
+    assert before == Image.MAX_IMAGE_PIXELS  # Pillow's own guard of whatever else the program opens
+
+
+def test_the_largest_picture_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustsynth.pictures.LARGEST", 64)
+    save_png(tmp_path / "fits.png", np.zeros((8, 8, 3), np.uint8))
+    assert load_picture(tmp_path / "fits.png").shape == (8, 8, 3)
+    save_png(tmp_path / "large.png", np.zeros((5, 13, 3), np.uint8))
+    with pytest.raises(UserError, match="13×5"):
+        load_picture(tmp_path / "large.png")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP"]), data=st.data())
+def test_damage_anywhere_is_a_user_error_or_a_picture(tmp_path, kind, data):
+    content = bytearray(saved(NOISE.resize((16, 16)), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.png").write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    with contextlib.suppress(UserError):
+        assert load_picture(tmp_path / "a.png").shape[2] == 3
 
 
 def test_folders_of_pictures(tmp_path):
     for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
     assert [p.name for p in picture_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    (tmp_path / "c.png").mkdir()
+    assert [p.name for p in picture_files(tmp_path)] == ["a.jpg", "b.PNG"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="found none"):
+    with pytest.raises(UserError, match="found none$"):
+        picture_files(tmp_path / "empty")
+    for name in ("a.HEIC", "b.heic", "c.txt", "d"):
+        (tmp_path / "empty" / name).touch()
+    with pytest.raises(UserError, match=r"found none but 2 of \.heic, 1 of"):
         picture_files(tmp_path / "empty")
     with pytest.raises(UserError, match="there is no folder"):
         picture_files(tmp_path / "nowhere")
@@ -115,15 +325,6 @@ def test_grids_show_every_picture_in_its_place():
 def test_small_pictures_are_enlarged(side):
     assert display_scale(side) >= 1
     assert side * display_scale(side) <= max(96, side)
-
-
-@pytest.mark.parametrize("frames", [1, 2, 6])
-def test_animations(tmp_path, frames):
-    save_gif(tmp_path / "a.gif", (np.full((4, 4, 3), 40 * i, np.uint8) for i in range(frames)))
-    with Image.open(tmp_path / "a.gif") as opened:
-        assert getattr(opened, "n_frames", 1) == frames
-    with pytest.raises(UserError, match="at least one frame"):
-        save_gif(tmp_path / "b.gif", [])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

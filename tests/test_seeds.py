@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from conftest import pictures_of_classes
 from robustsynth import randomness
 from robustsynth.errors import UserError
+from robustsynth.mixtures import fit_class_mixtures
 from robustsynth.randomness import generator, image_generators
 from robustsynth.seeds import (
     RIDGE,
@@ -31,7 +32,9 @@ FITTED = [kind for kind in SEED_KINDS if kind != "uniform"]
 
 @pytest.fixture(scope="module")
 def seeds() -> ClassSeeds:
-    return fit_class_seeds(*pictures_of_classes(3, 20, 8, 3), classes=3, image_size=8, rank=6)
+    pictures, labels = pictures_of_classes(3, 20, 8, 3)
+    fitted = fit_class_seeds(pictures, labels, classes=3, image_size=8, rank=6)
+    return dataclasses.replace(fitted, mixtures=fit_class_mixtures(fitted, pictures, labels, components=2))
 
 
 @pytest.mark.parametrize("kind", SEED_KINDS)
@@ -171,8 +174,9 @@ def test_seeds_come_back_as_they_were_saved(seeds, tmp_path):
     assert path == tmp_path / SEEDS_FILE
     again = ClassSeeds.load(tmp_path)
     assert again.image_size == 8
+    assert again.mixtures is None, "they are in a file of their own"
     for field in dataclasses.fields(seeds):
-        if field.name != "image_size":
+        if field.name not in ("image_size", "mixtures"):
             torch.testing.assert_close(getattr(again, field.name), getattr(seeds, field.name), rtol=1e-3, atol=1e-4)
     # float16, so small: two bytes a number.
     numbers = sum(getattr(seeds, n).numel() for n in ("mean", "std", "basis", "residual"))
@@ -226,7 +230,9 @@ def test_fitted_kinds_need_a_fit(kind):
 
 
 def test_unknown_kinds(seeds):
-    with pytest.raises(UserError, match="uniform, normal, multivariate, or a folder of images, got 'gaussian'"):
+    with pytest.raises(
+        UserError, match="uniform, normal, multivariate, mixture, or a folder of images, got 'gaussian'"
+    ):
         sample_seeds(seeds, "gaussian", torch.tensor([0]), image_generators(0, [0]))
 
 

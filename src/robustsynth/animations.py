@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fractions
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +169,16 @@ def _save_mp4(path: Path | str, frames: Iterable[np.ndarray], *, seconds: float)
             raise UserError("expected at least one frame for an animation, got none")
         packets += stream.encode()
         # Encoded frames are small; they wait for their number to be known, and with it the time each takes.
+        share = _share(seconds, count)
         for packet in packets:
-            packet.time_base = fractions.Fraction(seconds).limit_denominator(1000) / count
-            packet.duration = 1 if packet.pts < count - 1 else 1 + round(HOLD / packet.time_base)
+            packet.time_base = share
+            packet.duration = 1 if packet.pts < count - 1 else 1 + round(HOLD / share)
             container.mux(packet)
+
+
+def _share(seconds: float, count: int) -> Fraction:
+    """The time of one frame, as a fraction whose parts a video file has room for."""
+    return Fraction(round(1000 * seconds) or 1, 1000 * count)
 
 
 def _opened(av: Any, path: Path) -> Any:

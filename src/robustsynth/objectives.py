@@ -90,6 +90,109 @@ class CrossEntropy(Objective):
         return F.cross_entropy(self.network(images), self.labels.to(images.device), reduction="none")
 
 
+class MixedCrossEntropy(Objective):
+    """Σ_k w_k · −log p(k | image): minimised, it makes images that the model shares out among classes as w does.
+
+    Cross-entropy of one class wants ever more of that class; this is least where p = w, so that neither class wins.
+
+    Args:
+        model: as for `CrossEntropy`.
+        weights: (N, K), of each class for each image, each row summing to 1.
+
+    Raises:
+        UserError: weights of another shape, below 0, not finite, or not summing to 1.
+
+    Example:
+        >>> flat = lambda x: x.flatten(1)[:, :2]
+        >>> half = MixedCrossEntropy(flat, torch.tensor([[0.5, 0.5]]))
+        >>> [round(half(torch.tensor([[[[0.0, z]]]])).item(), 3) for z in (-2.0, 0.0, 2.0)]
+        [1.127, 0.693, 1.127]
+    """
+
+    def __init__(self, model: Classifier | Network, weights: Tensor) -> None:
+        classes = len(model.classes) if isinstance(model, Classifier) else None
+        self.weights = checked_weights(weights, classes)
+        self.network = model.synthesizer() if isinstance(model, Classifier) else model
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if len(images) != len(self.weights):
+            raise UserError(f"expected one row of weights an image, got {len(self.weights)} for {len(images)} images")
+        return F.cross_entropy(self.network(images), self.weights.to(images), reduction="none")
+
+
+def checked_weights(weights: Tensor, classes: int | None = None) -> Tensor:
+    """Weights of classes (N, K) as float32, or a `UserError` that says what is wrong with them.
+
+    Args:
+        weights: (N, K), each row 0 or more and summing to 1.
+        classes: K, or None for any.
+    """
+    if weights.ndim != 2 or not weights.is_floating_point() or classes not in (None, weights.shape[1]):
+        raise UserError(
+            f"expected weights of the classes as a floating tensor (N, {classes or 'K'}), got {weights.dtype} "
+            f"{tuple(weights.shape)}"
+        )
+    # Written so that NaN fails as well.
+    wrong = ~((weights >= 0).all(1) & ((weights.sum(1) - 1).abs() <= 1e-3))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise UserError(
+            f"expected weights of 0 or more that sum to 1 for each image, got {weights[row].tolist()} for image {row}"
+        )
+    return weights.float()
+
+
+class Ensemble(Objective):
+    """The mean of several objectives, such as the cross-entropies of several classifiers.
+
+    Raises:
+        UserError: no objectives.
+
+    Example:
+        >>> near = [Distance(torch.full((1, 1, 1, 1), value)) for value in (0.0, 1.0)]
+        >>> Ensemble(near)(torch.zeros(1, 1, 1, 1)).tolist()
+        [0.5]
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        if not objectives:
+            raise UserError("expected one or more objectives, got none")
+        self.objectives = tuple(objectives)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.stack([objective(images) for objective in self.objectives]).mean(0)
+
+
+class Reordered:
+    """A classifier's fast twin with its logits in another order of the same classes.
+
+    Args:
+        network: images to logits in the order of `classes`.
+        classes: the names of its logits.
+        wanted: the names in the order wanted.
+
+    Raises:
+        UserError: the names are not the same.
+
+    Example:
+        >>> Reordered(lambda x: x.flatten(1), ["cat", "ship"], ["ship", "cat"])(torch.tensor([[1.0, 2.0]])).tolist()
+        [[2.0, 1.0]]
+    """
+
+    def __init__(self, network: Network, classes: Sequence[str], wanted: Sequence[str]) -> None:
+        if sorted(classes) != sorted(wanted):
+            only = [sorted({*a} - {*b})[:5] for a, b in ((classes, wanted), (wanted, classes))]
+            raise UserError(
+                f"expected classifiers of the same classes, got one with {', '.join(only[0]) or 'none other'} and "
+                f"without {', '.join(only[1]) or 'none'}; an ensemble needs the same names in any order"
+            )
+        self.network = network
+        self.order = torch.tensor([list(classes).index(name) for name in wanted])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network(images).index_select(1, self.order.to(images.device))
+
+
 @dataclass(frozen=True)
 class Untargeted(Objective):
     """log p(label | image): minimised, it makes a classifier err, as attacks do."""

@@ -2,7 +2,8 @@
 
 Three distributions are fitted on training images and kept in one small file beside the model, so that nobody
 needs the training data to sample: independent normals a pixel, multivariate normals of low rank, and, with nothing
-to fit, uniform noise. Large images are fitted at a quarter of their resolution, as the paper does.
+to fit, uniform noise. Large images are fitted at a quarter of their resolution, as the paper does. Mixtures of normals
+are in `robustsynth.mixtures`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from torch import Tensor
 from robustsynth import randomness
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, written_beside
+
+if TYPE_CHECKING:  # Mixtures are fitted to seeds, so that module needs this one.
+    from robustsynth.mixtures import ClassMixtures
 
 RANK = 64
 """Directions kept of each class's covariance. The rest is kept as the variance of each of its frequencies: outside of
@@ -45,6 +50,7 @@ class ClassSeeds:
         basis: (K, R, C·h·w), directions of the covariance scaled by their standard deviation.
         residual: (K, C, h, w), standard deviation outside of the basis of each cosine frequency of each of
             brightness and two colour differences (of brightness alone where C is 1).
+        mixtures: over the coordinates of the basis, in place of one normal; None where they are not loaded.
     """
 
     image_size: int
@@ -52,6 +58,7 @@ class ClassSeeds:
     std: Tensor
     basis: Tensor
     residual: Tensor
+    mixtures: ClassMixtures | None = None
 
     def normal(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Independent normals a pixel (duke2023's univariate seeds): (N, C, h, w), not yet in [0, 1]."""
@@ -59,14 +66,39 @@ class ClassSeeds:
 
     def multivariate(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """N(μ_y, Σ_y + 1e-4·I), Σ_y of low rank: (N, C, h, w), not yet in [0, 1]."""
-        shape = self.mean.shape[1:]
         along = randomness.normal(generators, self.basis.shape[1:2])
-        noise = randomness.normal(generators, shape)
-        spread = (self.residual**2 + RIDGE).sqrt()
+        return self._drawn(labels, along, self._noise(generators), torch.ones(len(labels)))
+
+    def mixture(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """A draw of the class's Gaussian mixture in place of its one normal: (N, C, h, w), not yet in [0, 1].
+
+        From the same generators, it is made of the same noise as `multivariate`.
+
+        Raises:
+            UserError: mixtures are not loaded.
+        """
+        if self.mixtures is None:
+            raise UserError("expected class seeds with Gaussian mixtures, got seeds without; see robustsynth.mixtures")
+        normal = randomness.normal(generators, self.basis.shape[1:2])
+        noise = self._noise(generators)
+        component = randomness.uniform(generators, ())
+        drawn = [self.mixtures.coordinates(*each) for each in zip(labels.tolist(), normal, component, strict=True)]
+        return self._drawn(labels, [along for along, _ in drawn], noise, [detail for _, detail in drawn])
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return randomness.normal(generators, self.mean.shape[1:])
+
+    def _drawn(
+        self, labels: Tensor, along: Sequence[Tensor] | Tensor, noise: Tensor, detail: Sequence[Tensor] | Tensor
+    ) -> Tensor:
+        """Images at coordinates `along` the basis, with noise by frequency outside of it, `detail` times as strong."""
+        shape = self.mean.shape[1:]
         # One image at a time: a batched product may round an image differently in another batch.
         drawn = [
-            self.mean[label] + (a @ self.basis[label]).view(shape) + from_frequencies((spread[label] * n)[None])[0]
-            for label, a, n in zip(labels.tolist(), along, noise, strict=True)
+            self.mean[label]
+            + (a @ self.basis[label]).view(shape)
+            + from_frequencies((((d * self.residual[label]) ** 2 + RIDGE).sqrt() * n)[None])[0]
+            for label, a, n, d in zip(labels.tolist(), along, noise, detail, strict=True)
         ]
         return torch.stack(drawn) if drawn else torch.empty(0, *shape)
 
@@ -138,7 +170,7 @@ def fit_class_seeds(
             raise UserError(
                 f"expected at least 2 images of each class to fit seeds, got {len(chosen)} of class {label}"
             )
-        pixels = _reduced(images, chosen, side)
+        pixels = pixels_of(images, chosen, side)
         mean = pixels.mean(0)
         centred = (pixels - mean).flatten(1)
         kept = min(rank, len(chosen) - 1, centred.shape[1])
@@ -153,7 +185,8 @@ def fit_class_seeds(
         fitted["std"].append(pixels.std(0))
         fitted["basis"].append(F.pad(basis, (0, 0, 0, rank - kept)))
         fitted["residual"].append(to_frequencies(left.view_as(pixels)).square().mean(0).sqrt())
-    return ClassSeeds(image_size=image_size, **{name: torch.stack(rows) for name, rows in fitted.items()})
+    mean, std, basis, residual = (torch.stack(fitted[name]) for name in ("mean", "std", "basis", "residual"))
+    return ClassSeeds(image_size, mean, std, basis, residual)
 
 
 def sample_seeds(
@@ -169,7 +202,7 @@ def sample_seeds(
 
     Args:
         seeds: the model's fitted seeds; may be None for ``"uniform"``.
-        kind: ``"uniform"``, ``"normal"`` or ``"multivariate"``.
+        kind: ``"uniform"``, ``"normal"``, ``"multivariate"`` or ``"mixture"``.
         labels: (N,) integers.
         generators: one an image.
         shape: (C, H, W), needed where `seeds` is None.
@@ -196,8 +229,7 @@ def sample_seeds(
             f"expected fitted seeds for --seeds-from {kind}, but this model has none; "
             "use --seeds-from uniform or a folder of start images"
         )
-    drawn = seeds.normal(labels, generators) if kind == "normal" else seeds.multivariate(labels, generators)
-    drawn = drawn.clamp(0, 1)
+    drawn = getattr(seeds, kind)(labels, generators).clamp(0, 1)
     if drawn.shape[-1] == seeds.image_size:
         return drawn
     size = (seeds.image_size, seeds.image_size)
@@ -245,10 +277,15 @@ def _opponents(channels: int) -> Tensor:
     return axes / axes.norm(dim=1, keepdim=True)
 
 
-def _reduced(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:
-    """The chosen images as float (n, C, side, side) in [0, 1], a few hundred at a time to bound memory."""
+def pixels_of(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:
+    """The chosen ones of uint8 images (N, H, W, C) as floats (n, C, side, side) in [0, 1].
+
+    Example:
+        >>> pixels_of(np.full((3, 4, 4, 1), 255, np.uint8), np.array([0, 2]), 2).mean((1, 2, 3)).tolist()
+        [1.0, 1.0]
+    """
     parts = []
-    for start in range(0, len(chosen), 256):
+    for start in range(0, len(chosen), 256):  # A few hundred at a time, to bound memory.
         part = torch.from_numpy(np.ascontiguousarray(images[chosen[start : start + 256]]))
         part = part.permute(0, 3, 1, 2).float() / 255
         if part.shape[-1] != side:
@@ -257,4 +294,5 @@ def _reduced(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:
     return torch.cat(parts)
 
 
-SEED_KINDS = ("uniform", "normal", "multivariate")
+SEED_KINDS = ("uniform", "normal", "multivariate", "mixture")
+"""All but the first are methods of `ClassSeeds`."""

@@ -9,10 +9,14 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import parse_classes, settings_options
+from robustsynth.errors import UserError
 from robustsynth.tasks.settings import GenerateSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from robustsynth.loop import Step
+    from robustsynth.models.classifier import Classifier
 
 
 @click.command("generate")
@@ -23,6 +27,16 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
 @click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's own).")
 @click.option("--format", "file_format", type=click.Choice(["png", "npz"]), default="png", show_default=True)
+@click.option(
+    "--mix", "mixes", multiple=True, help="A mix in place of --classes, such as ship:0.6,horse:0.4; one or several."
+)
+@click.option("--ensemble", default=None, help="Further models of the same classes, to agree with; comma-separated.")
+@click.option(
+    "--fit-mixtures",
+    metavar="DATA",
+    default=None,
+    help="First fit Gaussian mixtures to these training images, keep them beside the model, and start from them.",
+)
 @settings_options(GenerateSettings)
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given.")
@@ -36,6 +50,9 @@ def command(
     out: str,
     preset: str | None,
     file_format: str,
+    mixes: tuple[str, ...],
+    ensemble: str | None,
+    fit_mixtures: str | None,
     precision: str | None,
     batch_size: int | None,
     device: str | None,
@@ -52,15 +69,17 @@ def command(
     from robustsynth.cli.describe import describe_model
     from robustsynth.models.files import load_model
     from robustsynth.tasks.generate import resolve_generate
-    from robustsynth.tasks.job import GenerateJob, spread_labels
+    from robustsynth.tasks.job import GenerateJob
 
     model = load_model(model_name, device=device)
+    if fit_mixtures is not None:
+        _fit_mixtures(model, fit_mixtures)
+        model = load_model(model_name, device=device)
+        given["seeds_from"] = given["seeds_from"] or "mixture"
     settings = resolve_generate(model, preset=preset, given=given)
-    wanted = parse_classes(classes, model.classes, model.class_index)
-    labels = spread_labels(wanted, num if num is not None else 8 * len(wanted))
     job = GenerateJob(
         model,
-        labels,
+        _targets(model, classes, mixes, num),
         settings,
         out,
         seed=seed,
@@ -68,13 +87,15 @@ def command(
         precision=precision,
         batch_size=batch_size,
         overwrite=overwrite,
+        ensemble=[load_model(name.strip(), device=device) for name in ensemble.split(",")] if ensemble else [],
     )
     say(describe_model(model))
     say(f"settings: {', '.join(f'{k}={v}' for k, v in job.record['settings'].items())}")
     say(f"running in {job.execution.precision}, {job.execution.batch_size} images a batch, seed {seed}")
+    count = len(job.labels)
     if job.done:
-        say(f"{job.done} of {len(labels)} images are there already")
-    total = (len(labels) - job.done) * max(settings.steps, 1)
+        say(f"{job.done} of {count} images are there already")
+    total = (count - job.done) * max(settings.steps, 1)
     with tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar:
 
         def advance(indices: Sequence[int], step: Step) -> None:
@@ -82,4 +103,37 @@ def command(
                 bar.update(len(indices))
 
         job.run(on_step=advance)
-    say(f"wrote {len(labels)} images to {job.out}")
+    say(f"wrote {count} images to {job.out}")
+
+
+def _targets(model: Classifier, classes: str, mixes: Sequence[str], num: int | None) -> Tensor:
+    """A class or a mix for each image."""
+    import torch
+
+    from robustsynth.tasks.job import spread_labels
+    from robustsynth.tasks.targets import parse_mix
+
+    if not mixes:
+        wanted = parse_classes(classes, model.classes, model.class_index)
+        return spread_labels(wanted, 8 * len(wanted) if num is None else num)
+    if classes != "all":
+        raise UserError(f"expected --classes or --mix, got both, {classes!r} and {mixes[0]!r}; leave one out")
+    weights = torch.stack([parse_mix(mix, model) for mix in mixes])
+    return weights[spread_labels(range(len(mixes)), 8 * len(mixes) if num is None else num)]
+
+
+def _fit_mixtures(model: Classifier, data: str) -> None:
+    """Fit mixtures of the model's classes to training images, and keep them beside the model."""
+    from robustsynth.data import load_data
+    from robustsynth.mixtures import add_mixtures
+
+    if model.folder is None or model.image_size is None:
+        raise UserError(f"expected a model folder to fit mixtures for, got {model.name!r}")
+    images = load_data(data, "train", image_size=model.image_size, channels=model.channels, announce=say)
+    if images.classes != model.classes:
+        raise UserError(
+            f"expected images of the model's classes, {', '.join(model.classes)}, to fit mixtures to, "
+            f"got {', '.join(images.classes)} in {data}"
+        )
+    say(f"fitting mixtures to {len(images)} images of {images.name}")
+    say(f"wrote {add_mixtures(model.folder, images.images, images.labels)}")

@@ -64,12 +64,14 @@ def picture_options(task: str, *, label: bool = True) -> Callable[[Any], Any]:
                 help="Also write how each picture comes about, step by step.",
             ),
             click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured."),
-            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 4."),
+            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 2."),
             click.option("--device", default=None, help="cpu or cuda."),
             click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
         ]
         if label:
-            added.insert(2, click.option("--label", default=None, help="Class of the pictures; predicted if not given."))
+            added.insert(
+                2, click.option("--label", default=None, help="Class of the pictures; predicted if not given.")
+            )
         for option in reversed(added):
             function = option(function)
         return function

@@ -30,7 +30,7 @@ RUN_FILE = "run.json"
 
 @click.command("train")
 @click.option("--preset", default=None, help=f"One of {', '.join(training_presets())}.")
-@click.option("--data", default=None, help="A folder of class folders or parquet files, or a Hugging Face Hub name.")
+@click.option("--data", default=None, help="Class folders, parquet files, folders A,B, or a Hub name.")
 @click.option("--out", required=True, type=click.Path(), help="Folder for the run; it becomes the model.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @settings_options(TrainSettings)
@@ -52,14 +52,13 @@ def command(
     folder = Path(out)
     settings, data = _settings_and_data(folder, preset, data, resume, given)
     say(f"reading {data}")
-    from robustsynth.data import load_data
+    from robustsynth.data import load_data, located
     from robustsynth.training.run import Trainer
 
     images = load_data(data, "train", image_size=settings.stored_size or settings.image_size, announce=say)
     trainer = Trainer(settings, images, folder, device=device, precision=precision, resume=resume)
     # From whatever folder it is resumed, the same data.
-    found = str(Path(data).resolve()) if Path(data).exists() else data
-    write_json(folder / RUN_FILE, {"data": found, "preset": preset, "settings": dataclasses.asdict(settings)})
+    write_json(folder / RUN_FILE, {"data": located(data), "preset": preset, "settings": dataclasses.asdict(settings)})
     state = trainer.state
     say(
         f"training {settings.architecture} on {len(trainer.kept)} images of {images.name}, "

@@ -2,13 +2,14 @@
 
     path or name ─ find_source ─ Source ─ decoded once into the cache ─ ImageData (memory-mapped)
 
-`specs` holds the table of known data sets, `splits` how splits are named and held out, `sources`, `folders`,
+`specs` holds the table of known data sets, `splits` how splits are named and held out, `sources`, `folders`, `domains`,
 `tables` and `hub` find the pictures, `decode` turns one into an array, `cache` keeps the arrays, `loading` is
 the door.
 """
 
 from robustsynth.data.loading import ImageData, load_data
+from robustsynth.data.sources import located
 from robustsynth.data.specs import DATASETS, DatasetSpec
 from robustsynth.data.splits import hold_out
 
-__all__ = ["DATASETS", "DatasetSpec", "ImageData", "hold_out", "load_data"]
+__all__ = ["DATASETS", "DatasetSpec", "ImageData", "hold_out", "load_data", "located"]

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from robustsynth.data.sources import LAYOUTS, Contents, Row, Source, stamps
 from robustsynth.data.splits import SPLIT_NAMES, choose_splits
 from robustsynth.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """A folder whose pictures, at any depth, all have one label."""
+
+    folder: Path
+    label: int
+    pictures: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, folder: Path, label: int) -> Group:
+        """The pictures that are in the folder now."""
+        return cls(folder, label, tuple(pictures_under(folder)))
 
 
 def find_class_folders(root: Path, split: str) -> Source:
@@ -36,35 +50,55 @@ def find_class_folders(root: Path, split: str) -> Source:
         raise UserError(f"{root} holds neither parquet files nor class folders. Expected {LAYOUTS}.")
 
     classes = tuple(sorted({folder.name for path in splits.values() for folder in _folders(path)}))
-    labelled = [(folder, classes.index(folder.name)) for name in chosen for folder in _folders(splits[name])]
-    if not any(pictures_under(folder) for folder, _ in labelled):
+    groups = [Group.read(path, classes.index(path.name)) for name in chosen for path in _folders(splits[name])]
+    if not any(group.pictures for group in groups):
         raise UserError(f"{root} holds no pictures for split {split!r}. Expected {LAYOUTS}.")
-    return labelled_folders(labelled, classes, label=root.resolve().name, identity=["folders", *chosen], root=root)
+    return grouped(groups, classes, label=root.resolve().name)
 
 
-def labelled_folders(
-    labelled: Sequence[tuple[Path, int]], classes: tuple[str, ...], *, label: str, identity: list[Any], root: Path
-) -> Source:
-    """The pictures in some folders, all of one folder with one label.
-
-    Args:
-        labelled: folders with their labels.
-        classes: in label order.
-        label: what to call the source.
-        identity: what tells it from others, beside its files and classes.
-        root: a folder that all lie in.
+def grouped(groups: Sequence[Group], classes: tuple[str, ...], *, label: str) -> Source:
+    """The pictures of some folders as a source that is called `label`.
 
     Raises:
         UserError: one of the folders holds no pictures.
     """
-    pictures = [(picture, index) for folder, index in labelled for picture in pictures_under(folder)]
-    for folder, _ in labelled:
-        if not pictures_under(folder):
-            raise UserError(f"{folder}: expected the pictures of a class, got none. Add some or remove the folder.")
+    for group in groups:
+        if not group.pictures:
+            raise UserError(
+                f"{group.folder}: expected the pictures of a class, got none. Add some or remove the folder."
+            )
 
     def rows() -> Iterator[Row]:
-        return (Row(str(picture), picture, index) for picture, index in pictures)
+        return (Row(str(picture), picture, group.label) for group in groups for picture in group.pictures)
 
-    files = stamps([picture for picture, _ in pictures], root)
-    identity = [*identity, str(root.resolve()), list(classes), files]
-    return Source(label, identity, lambda: Contents(classes, len(pictures), rows))
+    files = [[str(g.folder.resolve()), g.label, stamps(g.pictures, g.folder)] for g in groups]
+    count = sum(len(group.pictures) for group in groups)
+    return Source(label, ["folders", list(classes), files], lambda: Contents(classes, count, rows))
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The split folders in `root`, by their names.
+
+    Only those that hold folders: a *class* that happens to be called "train" holds pictures instead.
+    """
+    return {name: root / name for name in SPLIT_NAMES if (root / name).is_dir() and _folders(root / name)}
+
+
+def pictures_under(folder: Path) -> list[Path]:
+    """The files in a folder that Pillow reads by their names, at any depth: some sets use CLASS/images."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in _openable() and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _folders(path: Path) -> list[Path]:
+    hidden = (".", "__")  # what version control, editors and zip archives leave behind
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(hidden))
+
+
+@functools.cache
+def _openable() -> frozenset[str]:
+    """The file endings of the formats that Pillow reads (it knows further ones that it only writes)."""
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class ImageData:
 
 
 def load_data(
-    path_or_name: str | Path,
+    path_or_name: str | Path | Sequence[str | Path],
     split: str = "train",
     *,
     image_size: int | None = None,
@@ -53,14 +53,17 @@ def load_data(
     """Load labelled pictures, decoding them on the first call and memory-mapping the result ever after.
 
     `path_or_name` is, in this order: a parquet file or a folder of them as `datasets` writes them; a folder
-    of class folders, with or without ``train`` and ``test`` folders above; a name in `DATASETS`; an
-    ``owner/name`` of the Hugging Face Hub. Class folders are labelled in the order of their sorted names.
+    of class folders, with or without ``train`` and ``test`` folders above; two domains as ``ROOT/trainA``,
+    ``trainB``, ``testA`` and ``testB``; several folders with commas between them, one for each class; a name
+    in `DATASETS`; an ``owner/name`` of the Hugging Face Hub. Class folders are labelled in the order of their
+    sorted names, folders of a list in its order. Domains A and B of a folder that is called as ``horse2zebra``
+    is are ``horse`` and ``zebra``.
 
     Args:
-        path_or_name: a folder, a file, or a name.
+        path_or_name: a folder, a file, or a name; or a list of folders.
         split: ``"train"``, ``"test"`` (or ``"validation"``; each stands in for the other where it is
-            missing), another name that the files use, or ``"all"``. A folder without split folders is all
-            ``"train"``.
+            missing), another name that the files use, or ``"all"``. A folder without split folders, also one
+            of a list, is all ``"train"``.
         image_size: the side to store. By default the known data set's; else the pictures' own, if they are
             squares of one size; else the largest of 224, 128, 64 and 32 that the median picture fills.
         channels: 1 or 3. By default the known data set's; else 1 if all pictures are grey.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from robustsynth.errors import UnknownNameError, UserError
 
 LAYOUTS = (
     "a folder of parquet files (train-00000-of-00001.parquet, test-…), one parquet file, class folders "
-    "(ROOT/class/*.png) or split and class folders (ROOT/train/class/*.png, ROOT/test/class/*.png)"
+    "(ROOT/class/*.png), split and class folders (ROOT/train/class/*.png, ROOT/test/class/*.png), two domains "
+    "(ROOT/trainA, ROOT/trainB, ROOT/testA, ROOT/testB) or a folder for each class (HORSES,ZEBRAS)"
 )
 
 
@@ -52,17 +53,22 @@ class Source:
     spec: DatasetSpec | None = None
 
 
-def find_source(path_or_name: str | Path, split: str, *, announce: Callable[[str], object]) -> Source:
-    """A local file or folder if there is one of that name, otherwise a data set on the Hub.
+def find_source(
+    path_or_name: str | Path | Sequence[str | Path], split: str, *, announce: Callable[[str], object]
+) -> Source:
+    """A local file or folder if there is one of that name, or several folders; otherwise a data set on the Hub.
 
     Raises:
         UnknownNameError: it is neither.
         UserError: the folder has no layout that is understood, or not this split.
     """
-    from robustsynth.data.folders import find_class_folders
+    from robustsynth.data.domains import find_domain_folders, find_halves, has_halves
+    from robustsynth.data.folders import find_class_folders, split_folders
     from robustsynth.data.hub import find_on_hub
     from robustsynth.data.tables import find_parquet
 
+    if not isinstance(path_or_name, str | Path):
+        return find_domain_folders([Path(folder).expanduser() for folder in path_or_name], split)
     path = Path(path_or_name).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".parquet":
@@ -70,7 +76,12 @@ def find_source(path_or_name: str | Path, split: str, *, announce: Callable[[str
         return find_parquet([path], split, root=path)
     if path.is_dir():
         parquet = sorted(file for file in path.iterdir() if file.suffix.lower() == ".parquet" and file.is_file())
-        return find_parquet(parquet, split, root=path) if parquet else find_class_folders(path, split)
+        if parquet:
+            return find_parquet(parquet, split, root=path)
+        halves = has_halves(path) and not split_folders(path)
+        return find_halves(path, split) if halves else find_class_folders(path, split)
+    if isinstance(path_or_name, str) and "," in path_or_name:
+        return find_domain_folders(folders_listed(path_or_name), split)
 
     name = str(path_or_name)
     by_hub_id = {spec.hub_id: spec for spec in DATASETS.values()}
@@ -84,7 +95,48 @@ def find_source(path_or_name: str | Path, split: str, *, announce: Callable[[str
     raise UnknownNameError("data set", name, DATASETS, remedy)
 
 
-def stamps(files: list[Path], root: Path) -> list[list[Any]]:
+def folders_listed(text: str) -> list[Path]:
+    """The folders that ``HORSES,ZEBRAS`` lists; their own names may hold commas too.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    parts = text.split(",")
+
+    def read(start: int) -> list[Path] | None:
+        for end in range(start + 1, len(parts) + 1):
+            name = ",".join(parts[start:end]).strip()
+            if name and Path(name).expanduser().is_dir():
+                rest = [] if end == len(parts) else read(end)
+                if rest is not None:
+                    return [Path(name).expanduser(), *rest]
+        return None
+
+    found = read(0)
+    if found is None:
+        missing = next((p.strip() for p in parts if not p.strip() or not Path(p.strip()).expanduser().is_dir()), text)
+        raise UserError(
+            f"expected a folder, or folders with commas between them, in {text!r}, but there is no folder {missing!r}"
+        )
+    return found
+
+
+def located(path_or_name: str) -> str:
+    """The same data, named so that it is found from any other folder: paths become absolute.
+
+    Example:
+        >>> located("owner/name"), located(".") == str(Path.cwd())
+        ('owner/name', True)
+    """
+    path = Path(path_or_name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    if "," in path_or_name:
+        return ",".join(str(folder.resolve()) for folder in folders_listed(path_or_name))
+    return path_or_name
+
+
+def stamps(files: Sequence[Path], root: Path) -> list[list[Any]]:
     """Name, size and time of change of each file: enough to notice that a data set has changed."""
     found = []
     for file in files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from dataclasses import dataclass
 
 from robustsynth.errors import UserError
@@ -18,8 +17,8 @@ class FeatureSettings:
     side, as an ℓ2 distance over equally changed pixels does.
 
     Attributes:
-        eps: radius of the ball around the noise; 8 at 32 pixels, and in proportion to the side.
-        step_size: length of a step, of the first one where steps decay; 0.4 at 32 pixels, in proportion to the side.
+        eps: radius of the ball around the noise; 10 at 32 pixels, and in proportion to the side.
+        step_size: length of a step, of the first one where steps decay; 0.5 at 32 pixels, in proportion to the side.
         steps: number of steps.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
         contrast: standard deviation of the noise that pictures start from.
@@ -28,22 +27,22 @@ class FeatureSettings:
         top: images of the data shown of each unit.
     """
 
-    eps: float = 8.0
-    step_size: float = 0.4
+    eps: float = 10.0
+    step_size: float = 0.5
     steps: int = 60
     step_schedule: str = "linear"
-    contrast: float = 0.01
+    contrast: float = 0.05
     straight_through: bool = True
     drawn: int = 3
     top: int = 8
 
     def __post_init__(self) -> None:
-        kinds = {"float": numbers.Real, "int": numbers.Integral, "str": str, "bool": bool}
+        kinds = {"float": (int, float), "int": int, "str": str, "bool": bool}
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), kinds[str(field.type)]
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 raise UserError(f"expected {field.name} as {field.type}, got {value!r}")
-            if isinstance(value, numbers.Real) and not 0 <= value < math.inf:
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise UserError(f"expected a finite {field.name} of 0 or more, got {value}")
         if self.step_schedule not in ("constant", "linear"):
             raise UserError(f"expected step_schedule of constant, linear, got {self.step_schedule!r}")

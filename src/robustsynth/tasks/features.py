@@ -3,7 +3,6 @@ images of a data set that raise it most. It is how to choose units to paint with
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +16,15 @@ from robustsynth.constraints import L2Ball
 from robustsynth.errors import UserError
 from robustsynth.loop import NonFiniteError, Problem, Step
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.representation import FeatureNetwork, feature_network, last_linear
+from robustsynth.models.representation import feature_network, last_linear
 from robustsynth.objectives import Objective
 from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.feature_settings import FeatureSettings
 from robustsynth.tasks.settings import resolve_settings
+from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds, representations
 
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
-
-FEEDS = 3
-"""Classes named for each unit at most."""
 
 
 class FeatureActivation(Objective):
@@ -174,15 +171,12 @@ def feature_rows(
     on_images: Callable[[int], object] | None = None,
 ) -> Iterator[UnitRow]:
     """As `feature_atlas`, but hands over each unit's row as it is done, so that stopping early keeps the others."""
-    units = list(dict.fromkeys(int(unit) for unit in units))
+    units = check_units(model, units)
     weights = last_linear(model).weight.detach().cpu()
-    for unit in units:
-        if not 0 <= unit < weights.shape[1]:
-            raise UserError(f"expected units from 0 to {weights.shape[1] - 1} for model {model.name!r}, got {unit}")
     network = feature_network(
         model, straight_through=settings.straight_through, precision=precision, batch_size=batch_size
     )
-    top = _Top.of(network, model, units, data, settings.top, on_images)
+    top = TopImages.of(network, model, units, data, settings.top, on_images)
     wanted = [(unit, number) for unit in units for number in range(settings.drawn)]
 
     def state(chosen: Sequence[int]) -> Problem:
@@ -203,7 +197,7 @@ def feature_rows(
         if batch.failures:
             raise NonFiniteError(batch.images, {batch.indices.index(i): step for i, step in batch.failures.items()})
         done += batch.images
-        values = _features(network, batch.images, model.device)
+        values = representations(network, batch.images, model.device)
         reached += [float(row[wanted[i][0]]) for i, row in zip(batch.indices, values, strict=True)]
         while len(done) >= settings.drawn:
             unit = units.pop(0)
@@ -219,120 +213,39 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
         >>> network = torch.nn.Linear(2, 2)
         >>> large = Classifier.wrap(network, classes=2, mean=[0.5], std=[0.5], image_size=128)
         >>> resolve_features(large).eps
-        32.0
+        40.0
     """
     scale = (model.image_size or SIZED_FOR) / SIZED_FOR
     sized = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
     tuned = {} if model.card is None else model.card.tasks.get("features", {})
+    untuned = {name: value for name, value in sized.items() if name not in tuned}
     said = {name: value for name, value in (given or {}).items() if value is not None}
-    return resolve_settings(FeatureSettings, "features", model, given=sized | tuned | said)
-
-
-def choose_units(model: Classifier, classes: Sequence[int] | None = None, *, num: int = 12) -> list[int]:
-    """Units worth a look: those with the largest weights to each class, in turns, each once; grouped by class.
-
-    Args:
-        model: whose last layer is linear and gives the logits.
-        classes: indices of those to choose for; all where None.
-        num: of units, at most.
-
-    Raises:
-        UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
-
-    Example:
-        >>> from robustsynth.models.files import load_model
-        >>> len(choose_units(load_model("mnist"), [3, 8], num=4))
-        4
-    """
-    if num < 1:
-        raise UserError(f"expected 1 or more units, got {num}")
-    weights = last_linear(model).weight.detach()
-    if len(weights) != len(model.classes):
-        raise UserError(
-            f"expected a model whose last linear layer gives its {len(model.classes)} logits to choose units by their "
-            f"weights, but that of {model.name!r} gives {len(weights)} numbers; say which units"
-        )
-    indices = list(dict.fromkeys(range(len(weights)) if classes is None else classes))
-    order = {label: weights[label].argsort(descending=True, stable=True).tolist() for label in indices}
-    chosen: dict[int, int] = {}
-    for rank in range(weights.shape[1]):
-        for label in indices:
-            # Its next best that no class has taken; one that lowers the class says nothing of it.
-            unit = next((u for u in order[label] if u not in chosen and weights[label, u] > 0), None)
-            if unit is not None and len(chosen) < num:
-                chosen[unit] = label
-        if len(chosen) >= num or len(chosen) < min(num, rank + 1):
-            break
-    return [unit for label in indices for unit, owner in chosen.items() if owner == label]
-
-
-def feeds(model: Classifier, weights: Tensor, unit: int) -> tuple[tuple[str, float], ...]:
-    """The classes whose logits a unit raises most, with the weights; none where the layer does not give the logits."""
-    if len(weights) != len(model.classes):
-        return ()
-    column = weights[:, unit]
-    best = column.argsort(descending=True, stable=True)[:FEEDS].tolist()
-    return tuple((model.classes[label], float(column[label])) for label in best if column[label] > 0)
+    return resolve_settings(FeatureSettings, "features", model, given=untuned | said)
 
 
 def noise(model: Classifier, generators: Sequence[torch.Generator], contrast: float) -> Tensor:
-    """Noise of low contrast around the colour that the model normalises by, (N, C, H, W) in [0, 1].
+    """Noise around the colour that the model normalises by, (N, C, H, W) in [0, 1].
 
-    A model that normalises itself has zeros there; grey stands in.
+    Its amplitudes fall with frequency as those of photographs do (Field 1987, "Relations between the statistics of
+    natural images and the response properties of cortical cells"): white noise of the same contrast shows as grain in
+    what becomes of it. A model that normalises itself has zeros for its colour; grey stands in.
+
+    Raises:
+        UserError: the model has no image size.
+
+    Example:
+        >>> grey = Classifier.wrap(torch.nn.Linear(2, 2), classes=2, mean=[0.5], std=[0.5], image_size=8)
+        >>> noise(grey, randomness.image_generators(0, range(4)), 0.05).shape
+        torch.Size([4, 1, 8, 8])
     """
-    size = model.image_size
-    if size is None:
+    side = model.image_size
+    if side is None:
         raise UserError(f"expected a model with an image size, got {model.name!r} without; give it to Classifier.wrap")
+    rows, columns = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side).unsqueeze(0)
+    frequency = torch.sqrt(rows**2 + columns**2)
+    frequency[0, 0] = float("inf")  # The mean is the model's.
+    spectrum = torch.fft.rfft2(randomness.normal(generators, (model.channels, side, side))) / frequency
+    drawn = torch.fft.irfft2(spectrum, s=(side, side))
+    drawn = drawn / drawn.std(dim=(2, 3), correction=0, keepdim=True).clamp_min(1e-12)
     level = model.mean.cpu() if bool(model.mean.any()) else torch.full_like(model.mean.cpu(), 0.5)
-    return (level + contrast * randomness.normal(generators, (model.channels, size, size))).clamp(0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Top:
-    """The images that raise each unit most."""
-
-    data: np.ndarray
-    order: dict[int, np.ndarray]
-    activations: dict[int, np.ndarray]
-
-    @classmethod
-    def of(
-        cls,
-        network: FeatureNetwork,
-        model: Classifier,
-        units: Sequence[int],
-        data: np.ndarray | None,
-        count: int,
-        on_images: Callable[[int], object] | None,
-    ) -> _Top:
-        side = model.image_size or 0
-        if data is None:
-            data = np.zeros((0, side, side, model.channels), dtype=np.uint8)
-        if data.dtype != np.uint8 or data.ndim != 4 or data.shape[1:] != (side, side, model.channels):
-            raise UserError(
-                f"expected data as uint8 (N, {side}, {side}, {model.channels}) for model {model.name!r}, "
-                f"got {data.dtype} {data.shape}"
-            )
-        size = network.execution.batch_size
-        found = np.zeros((len(data), len(units)), dtype=np.float32)
-        for start in range(0, len(data), size if count else len(data) + 1):
-            part = data[start : start + size]
-            images = torch.from_numpy(np.ascontiguousarray(part)).permute(0, 3, 1, 2).float() / 255
-            found[start : start + size] = _features(network, images, model.device)[:, list(units)].numpy()
-            if on_images is not None:
-                on_images(len(part))
-        order = {unit: np.argsort(-found[:, place], kind="stable")[:count] for place, unit in enumerate(units)}
-        return cls(data, order, {unit: found[order[unit], place] for place, unit in enumerate(units)})
-
-    def of_unit(self, unit: int) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
-        """Indices, activations and pictures."""
-        order = self.order[unit]
-        return tuple(order.tolist()), tuple(self.activations[unit].tolist()), np.array(self.data[order])
-
-
-def _features(network: FeatureNetwork, images: Tensor, device: torch.device) -> Tensor:
-    """R(x) of one batch, on the CPU; filled up to the batch size, as libraries' kernels differ with it."""
-    missing = max(0, network.execution.batch_size - len(images))
-    with torch.no_grad():
-        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-        return network(filled.to(device))[: len(images)].cpu()
+    return (level + contrast * drawn).clamp(0, 1)

@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustsynth import randomness
-from robustsynth.constraints import ball
+from robustsynth.constraints import Constraint, ball
 from robustsynth.errors import UserError
-from robustsynth.images import as_tensor, load_picture, picture_files
 from robustsynth.loop import NonFiniteError, Problem, Step, check_images
 from robustsynth.models.classifier import Classifier
-from robustsynth.objectives import CrossEntropy
-from robustsynth.seeds import SEED_KINDS, SEEDS_FILE, ClassSeeds, sample_seeds
 from robustsynth.tasks.batches import Batch, solve_in_batches
+from robustsynth.tasks.scales import CoarseToFine, check_scales
 from robustsynth.tasks.settings import GenerateSettings, resolve_settings
+from robustsynth.tasks.starts import has_seeds, start_source
+from robustsynth.tasks.targets import check_targets, main_classes, objective_source
 
 
 def generate(
@@ -33,13 +32,15 @@ def generate(
     batch_size: int | None = None,
     indices: Sequence[int] | None = None,
     on_step: Callable[[Sequence[int], Step], object] | None = None,
+    ensemble: Sequence[Classifier] = (),
     **settings: Any,
 ) -> Tensor:
     """Draw images of classes with a robust classifier.
 
     Args:
         model: from `load_model` or `Classifier.wrap`.
-        labels: (N,) class indices, one for each image.
+        labels: (N,) class indices, one for each image; or mixes, (N, K) floats, the weight of each class for each
+            image, each row summing to 1. A mix starts from a seed of the class that weighs most.
         seed: of the job; image i depends on `seed`, its label and i, not on the other images.
         start: (N, C, H, W) in [0, 1] to start from in place of drawn seeds.
         preset: ``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own tuned settings
@@ -48,6 +49,7 @@ def generate(
         batch_size: images a batch; likewise.
         indices: the images' numbers within the job, 0 … N − 1 where None, to draw a part of a larger job.
         on_step: called with the indices of a batch and each `Step` of it; returning False ends that batch.
+        ensemble: further classifiers of the same classes, in any order: the mean of all their losses is minimised.
         **settings: fields of `GenerateSettings`, which override the preset.
 
     Returns:
@@ -61,10 +63,14 @@ def generate(
         >>> from robustsynth.models.files import load_model
         >>> generate(load_model("mnist"), [3, 7], seed=0, steps=2).shape
         torch.Size([2, 1, 28, 28])
+
+        Ones that are as much a 3 as an 8:
+
+        >>> halves = torch.zeros(2, 10).index_fill(1, torch.tensor([3, 8]), 0.5)
+        >>> generate(load_model("mnist"), halves, seed=0, steps=2).shape
+        torch.Size([2, 1, 28, 28])
     """
-    labels = torch.as_tensor(labels).cpu()
-    labels = labels if labels.numel() else labels.long()
-    _check_labels(labels, model)
+    labels = check_targets(labels, model)
     resolved = resolve_generate(model, preset=preset, given=settings)
     indices = range(len(labels)) if indices is None else indices
     if len(indices) != len(labels):
@@ -84,6 +90,7 @@ def generate(
         batch_size=batch_size,
         indices=list(position),
         on_step=on_step,
+        ensemble=ensemble,
     ):
         drawn |= zip(batch.indices, batch.images, strict=True)
         failures |= {position[i]: step for i, step in batch.failures.items()}
@@ -106,12 +113,13 @@ def generate_batches(
     indices: Sequence[int] | None = None,
     wanted: Sequence[int] | None = None,
     on_step: Callable[[Sequence[int], Step], object] | None = None,
+    ensemble: Sequence[Classifier] = (),
 ) -> Iterator[Batch]:
     """As `generate`, but hands over each batch as it is done, so that a job of any size needs little memory.
 
     Args:
         model: as for `generate`.
-        labels: (N,) class indices of the images `indices`.
+        labels: (N,) class indices of the images `indices`, or (N, K) weights.
         settings: resolved ones.
         seed: as for `generate`.
         start: as for `generate`.
@@ -120,25 +128,33 @@ def generate_batches(
         indices: the images' numbers within the job, one a label; 0 … N − 1 where None.
         wanted: those of `indices` to draw, all where None; a resumed job leaves out what is there.
         on_step: as for `generate`.
+        ensemble: as for `generate`.
     """
-    _check_labels(labels, model)
+    labels = check_targets(labels, model)
     if start is not None:
         check_images(start, "start")
         size = start.shape[2:] if model.image_size is None else (model.image_size, model.image_size)
         if start.shape != (expected := (len(labels), model.channels, *size)):
             raise UserError(f"expected start images {expected}, one a label, got {tuple(start.shape)}")
         start = start.float()
+    side = model.image_size or (None if start is None else min(start.shape[2:]))
+    if side is not None:
+        check_scales(settings.scales, side)
     indices = range(len(labels)) if indices is None else indices
     position = {index: place for place, index in enumerate(indices)}
-    draw = _seed_source(model, settings, start)
+    draw = start_source(model, settings, start)
     twin = model.synthesizer(precision=precision, batch_size=batch_size)
-    constraint = ball(settings.norm, settings.eps)
+    objective = objective_source(twin, ensemble)
+    kinds = main_classes(labels)
 
     def state(chosen: Sequence[int]) -> Problem:
         places = torch.tensor([position[i] for i in chosen])
-        seeds = draw(chosen, places, labels[places], randomness.image_generators(seed, chosen))
-        objective = CrossEntropy(twin, labels[places].to(model.device))
-        return Problem(start=seeds.to(model.device), objective=objective, constraint=constraint)
+        seeds = draw(chosen, places, kinds[places], randomness.image_generators(seed, chosen))
+        return Problem(
+            start=seeds.to(model.device),
+            objective=objective(labels[places].to(model.device)),
+            constraint=_constraint(settings),
+        )
 
     return solve_in_batches(
         list(indices if wanted is None else wanted),
@@ -166,72 +182,8 @@ def resolve_generate(
     return settings
 
 
-def has_seeds(model: Classifier) -> bool:
-    """Whether fitted class seeds lie beside the model."""
-    return model.folder is not None and (model.folder / SEEDS_FILE).exists()
-
-
-def _check_labels(labels: Tensor, model: Classifier) -> None:
-    last = len(model.classes) - 1
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise UserError(f"expected labels as (N,) integers, got {labels.dtype} {tuple(labels.shape)}")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
-        raise UserError(f"expected labels from 0 to {last}, got {int(labels.min())} to {int(labels.max())}")
-
-
-Draw = Callable[[Sequence[int], Tensor, Tensor, Sequence[torch.Generator]], Tensor]
-
-
-def _seed_source(model: Classifier, settings: GenerateSettings, start: Tensor | None) -> Draw:
-    """A function to start images, of the images' numbers in the job, their places in `labels`, labels, generators."""
-    if start is not None:
-        return lambda chosen, places, labels, generators: start[places]
-    if settings.seeds_from not in SEED_KINDS:
-        folder = Path(settings.seeds_from)
-        if not folder.exists():
-            raise UserError(
-                f"expected --seeds-from {', '.join(SEED_KINDS)} or a folder of start images, "
-                f"got {settings.seeds_from!r}, which is neither"
-            )
-        files = picture_files(folder)
-        size = model.image_size
-
-        def from_files(
-            chosen: Sequence[int], places: Tensor, labels: Tensor, generators: Sequence[torch.Generator]
-        ) -> Tensor:
-            starts = [files[i % len(files)] for i in chosen]
-            pictures = [load_picture(f, channels=model.channels, size=size) for f in starts]
-            for file, picture in zip(starts, pictures, strict=True):
-                if picture.shape != pictures[0].shape:
-                    raise UserError(
-                        f"expected start images of one size for a model without an image size, but {file} is "
-                        f"{picture.shape[1]}×{picture.shape[0]} and {starts[0]} is not"
-                    )
-            return as_tensor(pictures)
-
-        return from_files
-    seeds = None
-    if settings.seeds_from != "uniform":
-        if model.folder is None:
-            raise UserError(
-                f"expected fitted seeds for seeds_from={settings.seeds_from!r}, but a wrapped network has none; "
-                "use seeds_from='uniform', a folder of start images, or start=…"
-            )
-        seeds = ClassSeeds.load(
-            model.folder, recorded=None if model.card is None else model.card.sha256.get(SEEDS_FILE)
-        )
-        if len(seeds.mean) != len(model.classes) or seeds.image_size != model.image_size:
-            raise UserError(
-                f"expected seeds of {len(model.classes)} classes for images of {model.image_size} pixels in "
-                f"{model.folder}, got {len(seeds.mean)} classes and {seeds.image_size} pixels; they belong to "
-                "another model"
-            )
-    if model.image_size is None:
-        raise UserError(
-            "expected a model with an image size to draw seeds for, got one without; "
-            "give image_size to Classifier.wrap, or start=…"
-        )
-    shape = (model.channels, model.image_size, model.image_size)
-    return lambda chosen, places, labels, generators: sample_seeds(
-        seeds, settings.seeds_from, labels, generators, shape=shape, upsampling=settings.seed_upsampling
-    )
+def _constraint(settings: GenerateSettings) -> Constraint:
+    """The ball; from coarse to fine, one that counts its steps, so each batch needs its own."""
+    if settings.scales == 1:
+        return ball(settings.norm, settings.eps)
+    return CoarseToFine(settings.norm, settings.eps, scales=settings.scales, steps=settings.steps)

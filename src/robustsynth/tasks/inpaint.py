@@ -66,7 +66,7 @@ def inpaint(
 
     def state(places: Tensor) -> Statement:
         start, hole = filled[places].to(model.device), holes[places].to(model.device)
-        objective = CrossEntropy(task.network, labels[places].to(model.device))
+        objective = CrossEntropy(task.seen(), labels[places].to(model.device))
         if resolved.only_inside:
             return Statement(start, objective, Inside(task.ball(), hole))
         # The filled image stands in for the known pixels: it is the same outside, where alone the weight is not 0.

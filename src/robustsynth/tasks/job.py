@@ -24,6 +24,7 @@ from robustsynth.models.files import WEIGHTS_FILE
 from robustsynth.tasks.generate import generate_batches
 from robustsynth.tasks.samples import NpzSamples, PngSamples
 from robustsynth.tasks.settings import GenerateSettings
+from robustsynth.tasks.targets import check_targets, main_classes, named
 
 SETTINGS_FILE = "settings.json"
 
@@ -53,7 +54,7 @@ class GenerateJob:
 
     Args:
         model: a classifier.
-        labels: (N,) class indices.
+        labels: (N,) class indices, or (N, K) weights of mixes, for which ``arr_1`` has the class that weighs most.
         settings: resolved ones.
         out: folder to write to.
         seed: of the job.
@@ -62,6 +63,7 @@ class GenerateJob:
         precision: measured, or taken from the folder's earlier part, where None.
         batch_size: likewise.
         overwrite: begin again where the folder holds a job.
+        ensemble: further classifiers, as for `generate`.
 
     Attributes:
         done: images that are there already.
@@ -83,8 +85,12 @@ class GenerateJob:
         precision: str | None = None,
         batch_size: int | None = None,
         overwrite: bool = False,
+        ensemble: Sequence[Classifier] = (),
     ) -> None:
-        self.model, self.labels, self.settings, self.out, self.seed = model, labels, settings, Path(out), seed
+        self.model, self.settings, self.out, self.seed = model, settings, Path(out), seed
+        self.targets, self.ensemble = check_targets(labels, model), tuple(ensemble)
+        self.labels = main_classes(self.targets)
+        self.names = [named(target, model.classes) for target in self.targets]
         earlier = _read_record(self.out)
         asked = self._asked(file_format)
         same = earlier is not None and {k: earlier.get(k) for k in asked} == asked
@@ -131,18 +137,20 @@ class GenerateJob:
         Raises:
             UserError: some images met a NaN or an infinity; all others are written.
         """
-        write_json(self.out / SETTINGS_FILE, self.record)
-        failures: dict[int, int] = {}
         batches = generate_batches(
             self.model,
-            self.labels,
+            self.targets,
             self.settings,
             seed=self.seed,
             precision=self.execution.precision,
             batch_size=self.execution.batch_size,
             wanted=self.missing,
             on_step=on_step,
+            ensemble=self.ensemble,
         )
+        # Only now that all that can be refused beforehand has been: a folder should not hold settings of nothing.
+        write_json(self.out / SETTINGS_FILE, self.record)
+        failures: dict[int, int] = {}
         for batch in batches:
             whole = [place for place, index in enumerate(batch.indices) if index not in batch.failures]
             chosen = [batch.indices[place] for place in whole]
@@ -160,27 +168,22 @@ class GenerateJob:
             )
 
     def _asked(self, file_format: str) -> dict[str, Any]:
-        folder = self.model.folder
-        weights = None if folder is None else folder / WEIGHTS_FILE
         return {
             "task": "generate",
-            "model": {
-                "name": self.model.name,
-                "sha256": sha256(weights) if weights and weights.exists() else None,
-            },
-            "classes": [self.model.classes[i] for i in dict.fromkeys(self.labels.tolist())],
+            "model": _identity(self.model),
+            "ensemble": [_identity(other) for other in self.ensemble] or None,
+            "classes": list(dict.fromkeys(self.names)),
             "num": len(self.labels),
-            "labels_sha256": hashlib.sha256(self.labels.numpy().tobytes()).hexdigest(),
+            "labels_sha256": hashlib.sha256(self.targets.numpy().tobytes()).hexdigest(),
             "seed": self.seed,
             "format": file_format,
             "settings": dataclasses.asdict(self.settings),
         }
 
     def _draw_grid(self, samples: PngSamples) -> None:
-        """A row for each class, as many as fit."""
-        classes = list(dict.fromkeys(self.labels.tolist()))
-        rows = [(self.labels == label).nonzero().flatten().tolist() for label in classes]
-        columns = max(1, min(max(map(len, rows)), GRID_IMAGES // len(classes), 16))
+        """A row for each class or mix, as many as fit."""
+        rows = [[i for i, name in enumerate(self.names) if name == row] for row in dict.fromkeys(self.names)]
+        columns = max(1, min(max(map(len, rows)), GRID_IMAGES // len(rows), 16))
         size = self.model.image_size or load_picture(samples.path(0)).shape[0]
         # White where a class has an image fewer than another, or where one failed.
         shown = np.full((len(rows) * columns, size, size, self.model.channels), 255, dtype=np.uint8)
@@ -189,6 +192,12 @@ class GenerateJob:
                 if (file := samples.path(index)).exists():
                     shown[row * columns + column] = load_picture(file, channels=self.model.channels)
         save_png(self.out / "grid.png", grid(shown, columns=columns, enlarge=display_scale(size)))
+
+
+def _identity(model: Classifier) -> dict[str, Any]:
+    """What tells a model from another of the same name."""
+    weights = None if model.folder is None else model.folder / WEIGHTS_FILE
+    return {"name": model.name, "sha256": sha256(weights) if weights and weights.exists() else None}
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:
@@ -202,4 +211,7 @@ def _read_record(out: Path) -> dict[str, Any] | None:
         record = None
     if not isinstance(record, dict):
         raise UserError(f"expected settings in {out / SETTINGS_FILE}, but it is damaged; choose another --out")
+    if isinstance(settings := record.get("settings"), dict):
+        # Written before a setting was there, it was drawn as with what that setting's default is.
+        record["settings"] = {f.name: f.default for f in dataclasses.fields(GenerateSettings)} | settings
     return record

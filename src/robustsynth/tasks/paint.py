@@ -100,7 +100,7 @@ def _paint_one(
 
     def state(places: Tensor) -> Statement:
         start, inside = images[places].to(device), region[places].to(device)
-        objective = settings.activation * Activation(task.network, unit)
+        objective = settings.activation * Activation(task.seen(), unit)
         if settings.only_inside:
             return Statement(start, objective, Inside(task.ball(), inside))
         return Statement(start, objective + settings.penalty * Distance(start, 1 - inside))
@@ -112,4 +112,4 @@ def _width(task: PictureTask, example: Tensor) -> int:
     """How many units there are."""
     with torch.no_grad():
         shown = example if len(example) else torch.zeros(1, task.model.channels, *task.size)
-        return task.network(shown.to(task.model.device)).shape[1]
+        return task.seen()(shown.to(task.model.device)).shape[1]

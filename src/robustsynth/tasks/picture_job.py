@@ -215,4 +215,3 @@ class PictureJob:
         if not isinstance(record, dict):
             raise UserError(f"expected settings in {self.out / SETTINGS_FILE}, but it is damaged; choose another --out")
         return record
-

@@ -57,7 +57,7 @@ def refine(
 
     def state(places: Tensor) -> Statement:
         start = images[places].to(model.device)
-        objective = CrossEntropy(task.network, labels[places].to(model.device))
+        objective = CrossEntropy(task.seen(), labels[places].to(model.device))
         if resolved.adherence:
             objective = objective + resolved.adherence * Distance(start)
         return Statement(start, objective)

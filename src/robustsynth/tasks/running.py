@@ -16,7 +16,7 @@ from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.step_settings import StepSettings
 from robustsynth.tasks.views import Viewed, check_size, choose_views, size_ratio
 
-BATCH = 4
+BATCH = 2
 """Pictures a batch. Every batch is filled up to it, so that a picture's pixels never depend on its company, and most
 people bring one picture: a larger batch would make them wait for nothing."""
 
@@ -25,7 +25,7 @@ OnStep = Callable[[Sequence[int], Step], object]
 
 @dataclass(frozen=True)
 class Statement:
-    """What a task wants of some pictures: an objective, and a constraint in place of the plain ball where it has one."""
+    """What a task wants of some pictures: an objective, and a constraint where the plain ball is not enough."""
 
     start: Tensor
     objective: Objective
@@ -45,8 +45,6 @@ class PictureTask:
         batch_size: pictures a batch; `BATCH` where None.
         network: to be looked through in place of the fast twin's logits.
 
-    Attributes:
-        network: pictures of `size` to logits, through the views.
     """
 
     def __init__(
@@ -70,7 +68,11 @@ class PictureTask:
         self.views = choose_views(self.size, self.side, settings.views)
         twin = model.synthesizer(precision=precision, batch_size=self.batch_size)
         self.logits = Viewed(twin, self.views, self.side)
-        self.network = self.logits if network is None else Viewed(network, self.views, self.side)
+        self.looked_through = twin if network is None else network
+
+    def seen(self) -> Viewed:
+        """The network through the views, for one run of the loop: shifts begin anew with it."""
+        return Viewed(self.looked_through, self.views, self.side, shift=self.settings.shift)
 
     def labels(self, labels: Tensor | Sequence[int] | int | None, pictures: Tensor) -> Tensor:
         """Class indices (N,), checked; predicted from `pictures` where none are given."""
@@ -125,9 +127,7 @@ class PictureTask:
         return result
 
 
-def predict(
-    model: Classifier, pictures: Tensor, *, views: str | None = None, precision: str | None = None
-) -> Tensor:
+def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, precision: str | None = None) -> Tensor:
     """The most likely class (N,) of pictures (N, C, H, W) in [0, 1] of any size.
 
     Args:

@@ -38,9 +38,12 @@ class GenerateSettings:
         steps: number of steps.
         norm: of the ball and the steps, ``l2`` or ``linf``.
         step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
-        seeds_from: ``uniform``, ``normal`` (per pixel), ``multivariate``, or a folder of start images.
+        seeds_from: ``uniform``, ``normal`` (per pixel), ``multivariate``, ``mixture`` (of Gaussians), or a folder of
+            start images.
         seed_upsampling: ``nearest`` (the paper's) or ``bicubic``, for seeds fitted at a quarter resolution.
         use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
+        scales: 1 to step on the whole picture alone (the papers'); with more, the first steps are taken on a canvas
+            of half, a quarter … of the side.
     """
 
     eps: float = 30.0
@@ -51,6 +54,7 @@ class GenerateSettings:
     seeds_from: str = "multivariate"
     seed_upsampling: str = "nearest"
     use_best: bool = True
+    scales: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.seeds_from, os.PathLike):
@@ -68,6 +72,8 @@ class GenerateSettings:
                 raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.steps < 0:
             raise UserError(f"expected 0 or more steps, got {self.steps}")
+        if self.scales < 1:
+            raise UserError(f"expected 1 or more scales, got {self.scales}")
         if not 0 < self.step_size < float("inf"):
             raise UserError(f"expected a positive finite step_size, got {self.step_size}")
         if self.norm not in ("l2", "linf"):

@@ -58,7 +58,7 @@ def sketch(
     start = softened(drawings, resolved.softening * max(task.size) / task.side)
 
     def state(places: Tensor) -> Statement:
-        objective = CrossEntropy(task.network, labels[places].to(model.device))
+        objective = CrossEntropy(task.seen(), labels[places].to(model.device))
         if resolved.adherence:
             objective = objective + resolved.adherence * Distance(drawings[places].to(model.device))
         return Statement(start[places].to(model.device), objective)
@@ -76,7 +76,7 @@ def softened(images: Tensor, sigma: float) -> Tensor:
     reach = math.ceil(3 * sigma)
     if reach == 0:
         return images
-    kernel = torch.exp(-torch.arange(-reach, reach + 1.0) ** 2 / (2 * sigma**2))
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
     for direction in (kernel, kernel.transpose(2, 3)):
         padding = [reach * (direction.shape[3] > 1)] * 2 + [reach * (direction.shape[2] > 1)] * 2

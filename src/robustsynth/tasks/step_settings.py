@@ -30,6 +30,7 @@ class StepSettings:
         use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
         views: how the classifier sees a picture of another size: ``whole``, ``squares`` along its longer side,
             ``tiles`` of its own size; whole up to an aspect ratio of 4:3 and squares beyond where None.
+        shift: pixels, at the model's image size, by which what it sees is moved from step to step; 0 as in the papers.
     """
 
     eps: float = 40.0
@@ -39,6 +40,7 @@ class StepSettings:
     step_schedule: str = choice("constant", "constant", "linear")
     use_best: bool = True
     views: str | None = choice(None, None, "whole", "squares", "tiles")
+    shift: int = 0
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):

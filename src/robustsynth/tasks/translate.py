@@ -56,7 +56,7 @@ def translate(
 
     def state(places: Tensor) -> Statement:
         start = images[places].to(model.device)
-        objective = CrossEntropy(task.network, targets[places].to(model.device))
+        objective = CrossEntropy(task.seen(), targets[places].to(model.device))
         if resolved.adherence:
             objective = objective + resolved.adherence * Distance(start)
         return Statement(start, objective)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustsynth.constraints import Consistent
@@ -20,6 +19,7 @@ from robustsynth.resampling import back_project, resample
 from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
 from robustsynth.tasks.settings import resolve_settings
 from robustsynth.tasks.step_settings import UpscaleSettings
+from robustsynth.tasks.views import check_size
 
 
 class LowDistance(Objective):
@@ -82,6 +82,7 @@ def upscale(
     low = check_pictures(model, low, "low")
     resolved = resolve_settings(UpscaleSettings, "upscale", model, preset=preset, given=settings)
     size = enlarged_size((low.shape[2], low.shape[3]), factor)
+    check_size(*size)
     start = resample(low, size, resolved.start).clamp(0, 1)
     start = back_project(start, low, rounds=resolved.consistency)
     task = PictureTask(model, low, resolved, size=size, precision=precision, batch_size=batch_size)
@@ -89,7 +90,7 @@ def upscale(
 
     def state(places: Tensor) -> Statement:
         small = low[places].to(model.device)
-        objective: Objective = CrossEntropy(task.network, labels[places].to(model.device))
+        objective: Objective = CrossEntropy(task.seen(), labels[places].to(model.device))
         if resolved.penalty:
             objective = objective + resolved.penalty * LowDistance(small)
         constraint = Consistent(task.ball(), small) if resolved.consistency else None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustsynth.errors import UserError
@@ -76,28 +77,55 @@ class Viewed:
         network: images (N, C, side, side) to (N, K).
         views: of the pictures.
         side: of the network's images.
+        shift: each call moves what is seen by up to so many of the network's pixels, another way each time but the same
+            in every run. A network samples pictures on a grid, and steps that always meet the same one engrave it.
 
     Example:
         >>> Viewed(lambda x: x.mean((2, 3)), [View(0, 0, 4, 4)], side=2)(torch.ones(1, 3, 4, 4)).tolist()
         [[1.0, 1.0, 1.0]]
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int) -> None:
-        self.network, self.views, self.side = network, views, side
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int, *, shift: int = 0
+    ) -> None:
+        self.network, self.views, self.side, self.shift = network, views, side, min(shift, side // 2)
+        self.calls = 0
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
-        outputs = [
-            self.network(
-                resample(
-                    pictures[:, :, v.top : v.top + v.height, v.left : v.left + v.width],
-                    (self.side, self.side),
-                    "bilinear",
-                )
-            )
-            for v in self.views
-        ]
+        across, down = shift_of(self.calls, self.shift)
+        self.calls += 1
+        outputs = []
+        for v in self.views:
+            part = pictures[:, :, v.top : v.top + v.height, v.left : v.left + v.width]
+            shown = resample(part, (self.side, self.side), "bilinear")
+            outputs.append(self.network(moved(shown, across, down)))
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+
+
+def shift_of(index: int, most: int) -> tuple[int, int]:
+    """The shift of call `index`: up to `most` to either side, evenly spread over any run of calls (Roberts' R2
+    sequence).
+
+    Example:
+        >>> [shift_of(i, 2) for i in range(3)]
+        [(0, 0), (-1, -2), (-2, 1)]
+    """
+    return (
+        round((2 * ((0.5 + 0.7548776662 * index) % 1) - 1) * most),
+        round((2 * ((0.5 + 0.5698402910 * index) % 1) - 1) * most),
+    )
+
+
+def moved(images: Tensor, across: int, down: int) -> Tensor:
+    """Images (N, C, H, W) shifted right and down by whole pixels, mirrored at their borders."""
+    if across == 0 and down == 0:
+        return images
+    reach = max(abs(across), abs(down))
+    height, width = images.shape[2:]
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    top, left = reach - down, reach - across
+    return padded[:, :, top : top + height, left : left + width]
 
 
 def size_ratio(size: tuple[int, int], side: int, norm: str) -> float:

@@ -89,7 +89,8 @@ class TrainSettings:
         for name, choices in {"norm": ("l2", "linf"), "schedule": ("cosine", "step"), "crop": CROPS}.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "evaluate_every", "held_out", "width", "image_size", "stored_size", "early_size"):
+        sizes = ("width", "image_size", "stored_size", "early_size")
+        for name in ("epochs", "batch_size", "evaluate_every", "held_out", *sizes):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"expected {name} of 1 or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:

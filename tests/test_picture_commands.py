@@ -1,0 +1,282 @@
+"""The commands that take pictures, as people use them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from robustsynth.cli import main
+from robustsynth.cli.options import attribute_help
+from robustsynth.images import load_picture
+from robustsynth.tasks.figures import figure
+from robustsynth.tasks.step_settings import PICTURE_TASKS
+
+FIXED = ["--precision", "float32", "--device", "cpu"]
+NEEDS = {
+    "inpaint": ["--mask", "4,4,8,6"],
+    "translate": ["--to", "ship"],
+    "upscale": ["--factor", "2"],
+    "paint": ["--unit", "3", "--mask", "4,4,8,6"],
+    "sketch": ["--label", "cat"],
+    "refine": ["--label", "cat"],
+}
+
+
+def picture(path: Path, width: int = 24, height: int = 20, mode: str = "RGB", seed: int = 0, **saved) -> Path:
+    values = np.random.default_rng(seed).integers(40, 215, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(path, **saved)
+    return path
+
+
+@pytest.fixture
+def two(tmp_path) -> list[Path]:
+    """Two pictures of different sizes."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    return [picture(folder / "one.png"), picture(folder / "two.jpg", 30, 22, seed=1)]
+
+
+def run(task: str, model: Path, out: Path, *arguments: object):
+    needs = (
+        [] if any(str(a) in ("--mask", "--to", "--factor", "--label", "--patch") for a in arguments) else NEEDS[task]
+    )
+    if task == "paint" and "--unit" not in arguments and not needs:
+        needs = ["--unit", "3"]
+    line = [task, "--model", model, "--out", out, "--steps", "2", *FIXED, *needs, *arguments]
+    return CliRunner().invoke(main, [str(a) for a in line])
+
+
+def refused(result, *said: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    for words in said:
+        assert words in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_each_command_writes_pictures_a_figure_and_settings(task, tiny_folder, two, tmp_path):
+    out = tmp_path / "new" / "out"
+    result = run(task, tiny_folder, out, *two)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(out)) == ["figure.png", "one.png", "settings.json", "two.png"]
+    factor = 2 if task == "upscale" else 1
+    assert load_picture(out / "one.png").shape == (20 * factor, 24 * factor, 3)
+    assert load_picture(out / "two.png").shape == (22 * factor, 30 * factor, 3)
+    record = json.loads((out / "settings.json").read_text())
+    assert record["task"] == task
+    assert record["settings"]["steps"] == 2
+    assert set(record["pictures"]) == {"one", "two"}
+    assert record["pictures"]["two"]["size"] == [30, 22]
+    assert str(tmp_path) not in json.dumps(record), "no absolute path belongs into what people share"
+    for said in ("model tiny", "steps=2", "on cpu", "wrote 2 pictures"):
+        assert said in result.output
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_a_folder_gives_the_same_bytes_as_its_files(task, tiny_folder, two, tmp_path):
+    run(task, tiny_folder, tmp_path / "a", two[0].parent)
+    run(task, tiny_folder, tmp_path / "b", two[1])
+    assert (tmp_path / "a" / "two.png").read_bytes() == (tmp_path / "b" / "two.png").read_bytes()
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_every_setting_is_an_option_with_help(task):
+    shown = CliRunner().invoke(main, [task, "--help"])
+    assert shown.exit_code == 0
+    described = attribute_help(PICTURE_TASKS[task])
+    for field in dataclasses.fields(PICTURE_TASKS[task]):
+        assert f"--{field.name.replace('_', '-')}" in shown.output
+        assert field.name in described or field.name in attribute_help(PICTURE_TASKS[task].__mro__[1])
+
+
+def test_a_second_run_makes_nothing_anew_and_takes_more_pictures(tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    run("refine", tiny_folder, out, two[0])
+    before = (out / "one.png").stat().st_mtime_ns
+    result = run("refine", tiny_folder, out, *two)
+    assert "1 of 2 pictures are there already" in result.output
+    assert (out / "one.png").stat().st_mtime_ns == before
+    assert set(json.loads((out / "settings.json").read_text())["pictures"]) == {"one", "two"}
+
+
+def test_other_settings_need_overwrite(tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    run("refine", tiny_folder, out, two[0])
+    before = (out / "one.png").read_bytes()
+    refused(run("refine", tiny_folder, out, two[0], "--eps", "9"), "settings", "--overwrite")
+    picture(two[0], seed=5)
+    refused(run("refine", tiny_folder, out, two[0]), "picture one", "--overwrite")
+    assert (out / "one.png").read_bytes() == before
+    assert run("refine", tiny_folder, out, two[0], "--overwrite").exit_code == 0
+    assert (out / "one.png").read_bytes() != before
+
+
+def test_a_picture_that_is_there_is_not_replaced_unasked(tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    picture(out / "one.png")
+    refused(run("refine", tiny_folder, out, two[0]), "one.png", "--overwrite")
+
+
+def test_pictures_of_one_name_get_two(tiny_folder, tmp_path):
+    (tmp_path / "b").mkdir()
+    first, second = picture(tmp_path / "cat.png"), picture(tmp_path / "b" / "cat.png", seed=2)
+    run("refine", tiny_folder, tmp_path / "out", first, second)
+    assert (tmp_path / "out" / "cat.png").exists()
+    assert (tmp_path / "out" / "cat-2.png").exists()
+
+
+def test_several_targets_give_a_row_each(tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    result = run("translate", tiny_folder, out, two[0], "--to", "ship,t-shirt")
+    assert result.exit_code == 0, result.output
+    assert {"one-ship.png", "one-t-shirt.png"} < set(os.listdir(out))
+    wide = load_picture(out / "figure.png").shape[1]
+    run("translate", tiny_folder, tmp_path / "single", two[0], "--to", "ship")
+    assert wide > load_picture(tmp_path / "single" / "figure.png").shape[1]
+
+
+@pytest.mark.parametrize("task", ["inpaint", "upscale", "refine"])
+def test_predicted_labels_are_said(task, tiny_folder, two, tmp_path):
+    needs = [n for n in NEEDS[task] if task != "refine"]
+    line = [task, *map(str, two), "--model", tiny_folder, "--out", tmp_path / "out", "--steps", "1", *FIXED, *needs]
+    result = CliRunner().invoke(main, [str(a) for a in line])
+    assert result.exit_code == 0, result.output
+    for made in json.loads((tmp_path / "out" / "settings.json").read_text())["pictures"].values():
+        assert made["predicted"] is True
+        assert made["label"] in ("cat", "ship", "t-shirt")
+
+
+def test_names_of_other_vocabularies_are_said(tiny_folder, two, tmp_path):
+    result = run("refine", tiny_folder, tmp_path / "out", two[0], "--label", "cats")
+    assert result.exit_code == 0, result.output
+    assert "'cats' is taken as the class 'cat'" in result.output
+
+
+def test_a_mask_file_and_a_hole_in_the_picture_itself(tiny_folder, tmp_path):
+    source = picture(tmp_path / "photo.png")
+    mask = np.zeros((20, 24), dtype=np.uint8)
+    mask[5:12, 6:16] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with Image.open(source) as opened:
+        holed = opened.convert("RGBA")
+        holed.putalpha(Image.fromarray(255 - mask))
+    holed.save(tmp_path / "holed.png")
+    by_file = run("inpaint", tiny_folder, tmp_path / "a", source, "--mask", tmp_path / "mask.png", "--label", "cat")
+    line = ["inpaint", tmp_path / "holed.png", "--model", tiny_folder, "--out", tmp_path / "b", "--label", "cat"]
+    by_alpha = CliRunner().invoke(main, [str(a) for a in [*line, "--steps", "2", *FIXED]])
+    assert by_file.exit_code == by_alpha.exit_code == 0, by_file.output + by_alpha.output
+    a, b = load_picture(tmp_path / "a" / "photo.png"), load_picture(tmp_path / "b" / "holed.png")
+    assert (a == b).all()
+    given = load_picture(source)
+    assert (a[mask == 0] == given[mask == 0]).all()
+    assert (a[mask > 0] != given[mask > 0]).any()
+
+
+def test_random_patches_depend_on_the_seed_and_the_picture_alone(tiny_folder, two, tmp_path):
+    for out, files, seed in (("a", two, 0), ("b", two[1:], 0), ("c", two[1:], 1)):
+        result = run("inpaint", tiny_folder, tmp_path / out, *files, "--patch", "7", "--seed", seed, "--label", "cat")
+        assert result.exit_code == 0, result.output
+    first, same, other = ((tmp_path / out / "two.png").read_bytes() for out in "abc")
+    assert first == same != other
+
+
+@pytest.mark.parametrize("task", ["translate", "upscale"])
+def test_a_trajectory_is_an_animation(task, tiny_folder, two, tmp_path):
+    result = run(task, tiny_folder, tmp_path / "out", two[0], "--trajectory", "gif")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "out" / "one.gif") as opened:
+        assert getattr(opened, "n_frames", 1) == 3
+        assert opened.size == ((48, 40) if task == "upscale" else (24, 20))
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_mistakes_are_named(task, tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    refused(run(task, tiny_folder, out, tmp_path / "none.png"), "none.png")
+    refused(run(task, tmp_path / "no-model", out, two[0]), "no-model")
+    (tmp_path / "text.png").write_text("hello")
+    refused(run(task, tiny_folder, out, tmp_path / "text.png"), "text.png")
+    (tmp_path / "empty").mkdir()
+    refused(run(task, tiny_folder, out, tmp_path / "empty"), "empty")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(picture(tmp_path / "whole.jpg", 200, 200).read_bytes()[:900])
+    refused(run(task, tiny_folder, out, cut), "cut.jpg")
+    refused(run(task, tiny_folder, out, picture(tmp_path / "dot.png", 1, 1)), "at least 8×8")
+    refused(run(task, tiny_folder, out, two[0], "--eps", "-3"), "eps")
+    refused(run(task, tiny_folder, two[0], two[1]), "is a file")
+    assert not out.exists() or not any(out.iterdir())
+
+
+WRONG = [
+    ("inpaint", ["--mask", "0,0,24,20"], "everything"),
+    ("inpaint", ["--mask", "30,30,4,4"], "30"),
+    ("inpaint", ["--mask", "1,2,3"], "1,2,3"),
+    ("inpaint", ["--mask", "nothing.png"], "nothing.png"),
+    ("inpaint", ["--mask", "1,1,4,4", "--patch", "3"], "--patch"),
+    ("paint", ["--unit", "3", "--label", "x"], "label"),
+    ("paint", ["--mask", "1,1,4,4", "--unit", "9999"], "9999"),
+    ("paint", ["--mask", "1,1,4,4", "--unit", "eye"], "eye"),
+    ("translate", ["--to", "zebra"], "zebra"),
+    ("refine", ["--label", "zebra"], "zebra"),
+    ("upscale", ["--factor", "0.5"], "factor"),
+]
+
+
+@pytest.mark.parametrize(("task", "arguments", "said"), WRONG, ids=lambda v: str(v)[:30])
+def test_wrong_arguments_are_named(task, arguments, said, tiny_folder, two, tmp_path):
+    refused(run(task, tiny_folder, tmp_path / "out", two[0], *arguments), said)
+
+
+def test_what_was_done_to_a_picture_is_said(tiny_folder, tmp_path):
+    grey = picture(tmp_path / "grey.png", mode="L")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture(tmp_path / "turned.jpg", exif=exif)
+    frames = [Image.new("RGB", (20, 20), (10 * i, 90, 50)) for i in range(4)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    result = run("refine", tiny_folder, tmp_path / "out", grey, turned, tmp_path / "moving.gif")
+    assert result.exit_code == 0, result.output
+    for said in ("grey as RGB", "turned upright", "first of 4 frames"):
+        assert said in result.output
+    assert load_picture(tmp_path / "out" / "turned.png").shape == (24, 20, 3)
+
+
+def test_ctrl_c_keeps_what_there_is_and_goes_on(tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "robustsynth", "refine", *map(str, two), "--model", str(tiny_folder)]
+    command += ["--out", str(out), "--steps", "100000", "--step-size", "0.001", "--batch-size", "2", *FIXED]
+    command += ["--label", "cat"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "settings:" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "stopped" in said
+    assert "Traceback" not in said
+    record = json.loads((out / "settings.json").read_text())["pictures"]
+    assert list(record) == ["one"], "the second picture had not begun"
+    assert 0 < record["one"]["stopped_at_step"] < 100000
+    assert load_picture(out / "one.png").shape == (20, 24, 3)
+
+
+def test_a_figure_enlarges_small_pictures_and_shows_so_many_rows():
+    row = [np.zeros((8, 8, 3), np.uint8), np.zeros((300, 600, 3), np.uint8)]
+    few, many = (figure([row] * n, ["a", "b"], ["caption"] * n) for n in (2, 40))
+    assert few.shape[1] == many.shape[1] > 448
+    assert few.shape[0] < many.shape[0] < 20 * 260

@@ -1,0 +1,330 @@
+"""The tasks on given pictures, over what is registered: shapes, sizes, independence of the batch, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from robustsynth.fills import fill
+from torch import Tensor
+
+import robustsynth as rs
+from robustsynth.constraints import Box, Consistent, Inside, L2Ball
+from robustsynth.errors import UserError
+from robustsynth.loop import NonFiniteError
+from robustsynth.presets import read_preset
+from robustsynth.resampling import resample
+from robustsynth.tasks.settings import CONDITIONS, preset_names, resolve_settings
+from robustsynth.tasks.step_settings import PICTURE_TASKS, InpaintSettings, StepSettings
+
+SHAPES = [(16, 16), (24, 18), (13, 40), (9, 9)]
+
+
+def pictures(count: int, height: int = 16, width: int = 16, *, channels: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def hole(height: int, width: int) -> Tensor:
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+    return mask
+
+
+def call(task: str, model: rs.Classifier, images: Tensor, **named) -> Tensor:
+    """Any task with what it needs beside the images."""
+    size = (images.shape[2], images.shape[3])
+    needs = {
+        "inpaint": {"mask": hole(*size)},
+        "translate": {"targets": 1},
+        "upscale": {"factor": 2},
+        "paint": {"unit": 3, "mask": hole(*size)},
+    }.get(task, {})
+    return getattr(rs, task)(model, images, **(needs | {"steps": 3} | named))
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+@pytest.mark.parametrize("size", SHAPES)
+def test_pictures_of_any_size_stay_their_size(task, size, tiny):
+    images = pictures(3, *size)
+    result = call(task, tiny, images)
+    factor = 2 if task == "upscale" else 1
+    assert result.shape == (3, 3, size[0] * factor, size[1] * factor)
+    assert result.dtype == torch.float32
+    assert 0 <= result.min() <= result.max() <= 1
+    assert factor == 2 or not result.equal(images)
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_a_picture_does_not_depend_on_its_company(task, tiny):
+    images = pictures(5)
+    together = call(task, tiny, images)
+    alone = torch.cat([call(task, tiny, images[i : i + 1]) for i in range(5)])
+    assert together.equal(alone)
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_nothing_to_do_gives_nothing(task, tiny):
+    assert call(task, tiny, pictures(0)).shape[0] == 0
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_the_input_is_left_alone(task, tiny):
+    images = pictures(2)
+    before = images.clone()
+    call(task, tiny, images)
+    assert images.equal(before)
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_it_can_be_stopped_at_any_step_and_gives_what_there_is(task, tiny):
+    seen: list[int] = []
+
+    def stop(places, step) -> bool:
+        seen.append(step.index)
+        return step.index < 2
+
+    result = call(task, tiny, pictures(1), steps=50, on_step=stop)
+    assert seen[-1] == 2
+    assert torch.isfinite(result).all()
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+def test_the_radius_holds_at_the_pictures_own_size(task, tiny):
+    images = pictures(2, 32, 32)
+    given = {"eps": 0.5, "step_size": 0.4, "steps": 6}
+    if task == "upscale":
+        start = resample(images, (64, 64), "nearest")
+        change, ratio = call(task, tiny, images, **given, start="nearest", consistency=0) - start, 4
+    elif task == "inpaint":
+        start = fill(images, hole(32, 32).expand(2, 1, 32, 32), "mean")
+        change, ratio = call(task, tiny, images, **given, fill="mean", keep_known=False) - start, 2
+    else:
+        change, ratio = call(task, tiny, images, **given) - images, 2
+    # Twice as wide and high a picture as the model's 16×16 has a ball of twice the radius.
+    assert (change.flatten(1).norm(dim=1) <= 0.5 * ratio * 1.001).all()
+    assert (change.flatten(1).norm(dim=1) > 0.25 * ratio).any()
+
+
+@pytest.mark.parametrize("task", [name for name in PICTURE_TASKS if name not in ("translate", "paint")])
+def test_labels_are_predicted_where_none_are_given(task, tiny):
+    images = pictures(4)
+    free = call(task, tiny, images)
+    named = [call(task, tiny, images, labels=label) for label in range(3)]
+    # Each picture is one of the three named ones, and that of a single label.
+    for i in range(4):
+        assert sum(free[i].equal(made[i]) for made in named) == 1
+
+
+@pytest.mark.parametrize("task", PICTURE_TASKS)
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name != "best"])
+def test_presets_resolve_or_have_no_such_task(task, preset, tiny):
+    kind = PICTURE_TASKS[task]
+    resolved = resolve_settings(kind, task, tiny, preset=preset)
+    rows = read_preset("robustsynth.tasks", preset).get(task, [])
+    fields = {f.name for f in dataclasses.fields(kind)}
+    for row in rows:
+        assert set(row) <= fields | set(CONDITIONS)
+    if rows:
+        assert resolved.steps in {row["steps"] for row in rows if "small" in row["images"]}
+
+
+def test_the_model_cards_settings_come_before_the_papers_and_after_the_callers(tiny):
+    assert tiny.card is not None
+    tuned = dataclasses.replace(tiny.card, tasks={"inpaint": {"eps": 1.5, "fill": "laplace"}})
+    tiny.card = tuned
+    found = resolve_settings(InpaintSettings, "inpaint", tiny, given={"steps": 7})
+    assert (found.eps, found.fill, found.steps, found.penalty) == (1.5, "laplace", 7, 10.0)
+    assert resolve_settings(InpaintSettings, "inpaint", tiny, preset="paper").fill == "mean"
+
+
+# What each task promises.
+
+
+@pytest.mark.parametrize("only_inside", [True, False])
+def test_inpainting_never_reads_under_the_mask(only_inside, tiny):
+    images, mask = pictures(2), hole(16, 16)
+    other = torch.where(mask > 0, pictures(2, seed=9), images)
+    given = {"mask": mask, "steps": 4, "only_inside": only_inside, "keep_known": False}
+    assert rs.inpaint(tiny, images, **given).equal(rs.inpaint(tiny, other, **given))
+
+
+def test_inpainting_gives_the_known_pixels_back(tiny):
+    images, mask = pictures(3), hole(16, 16)
+    result = rs.inpaint(tiny, images, mask=mask, steps=4)
+    assert torch.where(mask > 0, images, result).equal(images)
+    loose = rs.inpaint(tiny, images, mask=mask, steps=4, keep_known=False, penalty=0.0)
+    assert not torch.where(mask > 0, images, loose).equal(images)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("task", ["inpaint", "paint"])
+def test_masks_of_everything_or_nothing_are_refused(value, task, tiny):
+    with pytest.raises(UserError, match="mask"):
+        call(task, tiny, pictures(1), mask=torch.full((1, 16, 16), value))
+
+
+@pytest.mark.parametrize("task", ["inpaint", "paint"])
+def test_a_mask_of_another_size_is_refused(task, tiny):
+    with pytest.raises(UserError, match="16"):
+        call(task, tiny, pictures(1), mask=hole(15, 16))
+
+
+def test_translation_and_refinement_lower_the_class_loss(tiny):
+    images = pictures(4)
+
+    def loss(made: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(tiny(made), torch.full((4,), 1), reduction="none")
+
+    with torch.no_grad():
+        for made in (
+            rs.translate(tiny, images, 1, eps=2.0, step_size=0.3, steps=15),
+            rs.refine(tiny, images, 1, eps=2.0, step_size=0.3, steps=15),
+            rs.sketch(tiny, images, 1, eps=2.0, step_size=0.3, steps=15),
+        ):
+            assert (loss(made) < loss(images)).all()
+
+
+def test_adherence_holds_a_result_back(tiny):
+    images = pictures(2)
+    free = rs.translate(tiny, images, 1, eps=4.0, step_size=0.3, steps=12, use_best=False)
+    held = rs.translate(tiny, images, 1, eps=4.0, step_size=0.3, steps=12, use_best=False, adherence=1000.0)
+    assert ((held - images).norm() < (free - images).norm()).all()
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 2.3, 3.5, 7])
+def test_upscaling_multiplies_sizes_and_keeps_the_average(factor, tiny):
+    low = 0.2 + 0.6 * pictures(2, 10, 12)
+    high = rs.upscale(tiny, low, factor=factor, start="bicubic", consistency=10, eps=0.5, step_size=0.1, steps=3)
+    assert high.shape[2:] == (int(10 * factor + 0.5), int(12 * factor + 0.5))
+    assert (resample(high, (10, 12), "area") - low).abs().mean() < 1 / 255
+
+
+@pytest.mark.parametrize("factor", [0.5, 0, -2, float("nan"), float("inf")])
+def test_factors_below_one_are_refused(factor, tiny):
+    with pytest.raises(UserError, match="factor"):
+        rs.upscale(tiny, pictures(1), factor=factor)
+
+
+def test_painting_raises_the_unit_and_stays_inside(tiny):
+    images, mask = pictures(3), hole(16, 16)
+    made = rs.paint(tiny, images, 5, mask=mask, eps=4.0, step_size=0.3, steps=12, only_inside=True)
+    assert torch.where(mask > 0, images, made).equal(images)
+    with torch.no_grad():
+        assert (tiny.features(made)[:, 5] > tiny.features(images)[:, 5]).all()
+
+
+def test_painting_several_units_is_one_after_another(tiny):
+    images, first, second = pictures(2), hole(16, 16), hole(16, 16).flip(2)
+    given = {"steps": 3, "only_inside": True}
+    both = rs.paint(tiny, images, [2, 5], mask=[first, second], **given)
+    by_hand = rs.paint(tiny, rs.paint(tiny, images, 2, mask=first, **given), 5, mask=second, **given)
+    assert both.equal(by_hand)
+
+
+@pytest.mark.parametrize(("unit", "count"), [(32, 1), (-1, 1), ([1, 2], 3), ([], 1)])
+def test_units_and_masks_that_do_not_fit_are_refused(unit, count, tiny):
+    with pytest.raises(UserError, match="unit"):
+        rs.paint(tiny, pictures(1), unit, mask=[hole(16, 16)] * count)
+
+
+def test_softening_blurs_and_keeps_what_is_plain():
+    from robustsynth.tasks.sketch import softened
+
+    plain, noisy = torch.full((1, 3, 20, 30), 0.25), pictures(1, 20, 30)
+    assert torch.allclose(softened(plain, 2.5), plain, atol=1e-6)
+    assert softened(noisy, 2.5).std() < 0.5 * noisy.std()
+
+
+# Mistakes.
+
+WRONG = {
+    "pictures beyond 1": (lambda x: 255 * x, "divide"),
+    "NaN": (lambda x: x * float("nan"), "NaN"),
+    "grey": (lambda x: x[:, :1], "3, H, W"),
+    "one picture without its batch": (lambda x: x[0], "N, C, H, W"),
+    "one pixel": (lambda x: x[:, :, :1, :1], "at least 8"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("task", ["translate", "upscale", "sketch", "refine"])
+def test_wrong_pictures_are_refused(task, wrong, tiny):
+    spoil, said = WRONG[wrong]
+    named = {"factor": 1} if task == "upscale" else {}
+    with pytest.raises(UserError, match=said):
+        call(task, tiny, spoil(pictures(2)), **named)
+
+
+@pytest.mark.parametrize("labels", [3, -1, [0, 1, 2], [0.5, 1.0], torch.zeros(2, 2, dtype=torch.long)])
+@pytest.mark.parametrize("task", ["translate", "refine"])
+def test_labels_that_do_not_fit_are_refused(task, labels, tiny):
+    named = {"targets" if task == "translate" else "labels": labels}
+    with pytest.raises(UserError, match="label"):
+        call(task, tiny, pictures(2), **named)
+
+
+BAD_SETTINGS = [
+    {"steps": -1},
+    {"step_size": 0.0},
+    {"eps": -1.0},
+    {"eps": float("nan")},
+    {"norm": "l1"},
+    {"step_schedule": "cosine"},
+    {"views": "spiral"},
+    {"steps": 2.5},
+    {"use_best": "yes"},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_SETTINGS, ids=str)
+@pytest.mark.parametrize("kind", PICTURE_TASKS.values())
+def test_bad_settings_are_refused(kind: type[StepSettings], bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        kind(**bad)
+
+
+def test_a_nan_spares_the_other_pictures(tiny):
+    images = pictures(4)
+    network = tiny.synthesizer(batch_size=2).network
+
+    class Broken(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # Only the second picture is dark.
+            return network(x) * torch.where(x.mean((1, 2, 3)) < -1, torch.nan, 1.0)[:, None]
+
+    images[1] *= 0.1
+    tiny.synthesizer(batch_size=2).network = Broken()
+    with pytest.raises(NonFiniteError) as caught:
+        rs.translate(tiny, images, 1, steps=2)
+    assert set(caught.value.failures) == {1}
+    assert caught.value.images.shape == images.shape
+
+
+# The constraints that they are made of.
+
+
+def test_inside_changes_nothing_outside():
+    mask = hole(8, 8)[None]
+    constraint = Inside(L2Ball(1.0), mask)
+    centre, moved = pictures(1, 8, 8), pictures(1, 8, 8, seed=1)
+    projected = constraint.project(moved, centre)
+    assert torch.where(mask > 0, centre, projected).equal(centre)
+    direction = constraint.direction(moved - 0.5)
+    assert direction.norm().item() == pytest.approx(1, abs=1e-5)
+    assert (direction * (1 - mask)).abs().sum() == 0
+
+
+def test_consistent_comes_nearer_to_the_small_picture():
+    low = 0.3 + 0.4 * pictures(1, 4, 4)
+    constraint = Consistent(Box(), low)
+    once = constraint.project(pictures(1, 16, 16, seed=2), pictures(1, 16, 16))
+    many = once
+    for _ in range(10):
+        many = constraint.project(many, many)
+
+    def far(x: Tensor) -> float:
+        return (resample(x, (4, 4), "area") - low).abs().mean().item()
+
+    assert far(many) < far(once) < 0.5
+    assert far(many) < 1 / 255
