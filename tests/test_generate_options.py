@@ -261,10 +261,10 @@ def test_a_mix_is_its_recipe(tiny, tiny_folder):
 
 
 def test_pictures_of_a_mix_come_nearer_to_its_shares(tiny):
-    before, after = (generate(tiny, MIXES, steps=steps, eps=6.0, **FIXED) for steps in (0, 12))
+    before, after = (generate(tiny, MIXES, steps=steps, eps=6.0, **FIXED) for steps in (0, 40))
     with torch.no_grad():
         away = [(tiny(x).softmax(1) - MIXES).abs().sum(1) for x in (before, after)]
-    assert bool((away[1] < 0.7 * away[0]).all())
+    assert bool((away[1] < 0.6 * away[0]).all())
 
 
 def test_a_mix_of_one_class_is_that_class(tiny):
@@ -307,7 +307,7 @@ def test_mixes_as_people_write_them(tiny, text, expected):
 
 @pytest.mark.parametrize("text", ["cat", "cat:0.6,ship", "cat:0,ship:1", "cat:-1", "cat:nan", "cat:inf", ":1", "", ","])
 def test_mixes_that_nobody_can_read(tiny, text):
-    with pytest.raises(UserError, match="expected a mix such as cat:0.6,t-shirt:0.4, got"):
+    with pytest.raises(UserError, match=r"expected a mix such as cat:0\.6,t-shirt:0\.4, got"):
         parse_mix(text, tiny)
 
 
@@ -444,7 +444,7 @@ def test_canvases_have_a_least_size(size, most):
 
 
 def test_too_many_scales_are_refused_before_anything_is_written(tiny, tmp_path):
-    with pytest.raises(UserError, match="scales of 1 to 3 for images of 16 pixels, got 4: .* would have 2"):
+    with pytest.raises(UserError, match=r"scales of 1 to 3 for images of 16 pixels, got 4: .* would have 2"):
         generate(tiny, [0], scales=4, **FIXED)
     settings = dataclasses.replace(resolve_generate(tiny), scales=4)
     with pytest.raises(UserError, match="got 4"):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustsynth.errors import UserError
-from robustsynth.tasks.views import LARGEST, VIEWS, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
+from robustsynth.pictures import LARGEST
+from robustsynth.tasks.views import VIEWS, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
 
 sides = st.integers(8, 300)
 

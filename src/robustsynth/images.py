@@ -75,7 +75,6 @@ def load_picture_with_notes(
         ((4, 4, 3), ['transparent parts laid on white', 'grey as RGB'])
     """
     with _opened(path) as picture:
-        # Notes first: a decoded picture no longer knows how many bits the file has.
         notes = picture_notes(picture, channels=channels, size=size)
         return plain_picture(picture, channels=channels, size=size), notes
 

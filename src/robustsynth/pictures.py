@@ -134,6 +134,7 @@ def plain_picture(picture: Image.Image, *, channels: int, size: int | None = Non
         >>> plain_picture(Image.new("RGB", (4, 2), (255, 0, 0)), channels=3, size=1).tolist()
         [[[255, 0, 0]]]
     """
+    picture.load()
     upright = _upright(_eight_bits(picture), _turn(picture))
     plain = _opaque(upright).convert("L" if channels == 1 else "RGB")
     if size is not None:
@@ -144,15 +145,19 @@ def plain_picture(picture: Image.Image, *, channels: int, size: int | None = Non
 def picture_notes(picture: Image.Image, *, channels: int, size: int | None = None) -> list[str]:
     """What `plain_picture` changes of this picture, in words; an empty list if nothing.
 
+    Asked before it is decoded: afterwards Pillow no longer knows how many bits the file has.
+
     Example:
         >>> picture_notes(Image.new("LA", (6, 4)), channels=3, size=2)
         ['transparent parts laid on white', 'grey as RGB', 'cut to its central square', 'resized from 4×4 to 2×2']
     """
+    deep = _is_deep(picture)
+    picture.load()
     count, turn, grey, shorter = _frames(picture), _turn(picture), is_grey(picture), min(picture.size)
     said = {
         f"first of {count} {'pages' if picture.format == 'TIFF' else 'frames'}": count > 1,
         "turned upright": turn is not None,
-        "16 bits scaled to 8": _is_deep(picture),
+        "16 bits scaled to 8": deep,
         "transparent parts laid on white": _is_transparent(_eight_bits(picture)),
         "grey as RGB": grey and channels == 3,
         "colours as grey": not grey and channels == 1,

@@ -13,13 +13,13 @@ from robustsynth.errors import UserError
 class FeatureSettings:
     """Settings of the pictures that show what a unit responds to. Sizes are in pixel units of images in [0, 1].
 
-    The defaults of ``eps`` and ``step_size`` are for images of 32 pixels; `resolve_features` lets them grow with the
-    side, as an ℓ2 distance over equally changed pixels does.
+    The defaults of ``eps`` and ``step_size`` are for images of 32 pixels; see `resolve_features`.
 
     Attributes:
-        eps: radius of the ball around the noise; 10 at 32 pixels, and in proportion to the side.
-        step_size: length of a step, of the first one where steps decay; 0.5 at 32 pixels, in proportion to the side.
+        eps: radius of the ball around the noise; in ℓ2 8 at 32 pixels and in proportion to the side, in ℓ∞ 0.5.
+        step_size: length of a step, of the first one where steps decay; likewise 0.7, and 0.05.
         steps: number of steps.
+        norm: of the ball and the steps, ``l2`` or ``linf``; the model's own if not given.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
         contrast: standard deviation of the noise that pictures start from.
         straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
@@ -27,9 +27,10 @@ class FeatureSettings:
         top: images of the data shown of each unit.
     """
 
-    eps: float = 10.0
-    step_size: float = 0.5
-    steps: int = 60
+    eps: float = 8.0
+    step_size: float = 0.7
+    steps: int = 40
+    norm: str = "l2"
     step_schedule: str = "linear"
     contrast: float = 0.05
     straight_through: bool = True
@@ -44,8 +45,9 @@ class FeatureSettings:
                 raise UserError(f"expected {field.name} as {field.type}, got {value!r}")
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise UserError(f"expected a finite {field.name} of 0 or more, got {value}")
-        if self.step_schedule not in ("constant", "linear"):
-            raise UserError(f"expected step_schedule of constant, linear, got {self.step_schedule!r}")
+        for name, choices in (("step_schedule", ("constant", "linear")), ("norm", ("l2", "linf"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.step_size == 0:
             raise UserError("expected a positive finite step_size, got 0")
         if self.drawn < 1:

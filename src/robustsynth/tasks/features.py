@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustsynth import randomness
-from robustsynth.constraints import L2Ball
+from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.loop import NonFiniteError, Problem, Step
 from robustsynth.models.classifier import Classifier
@@ -25,6 +25,9 @@ from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds,
 
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
+
+LINF_SIZES = {"eps": 0.5, "step_size": 0.05}
+"""The default radius and step where the norm is ℓ∞, whatever the images' size."""
 
 
 class FeatureActivation(Objective):
@@ -182,7 +185,7 @@ def feature_rows(
     def state(chosen: Sequence[int]) -> Problem:
         start = noise(model, [randomness.generator(seed, *wanted[i]) for i in chosen], settings.contrast)
         objective = FeatureActivation(network, [wanted[i][0] for i in chosen])
-        return Problem(start.to(model.device), objective, L2Ball(settings.eps))
+        return Problem(start.to(model.device), objective, ball(settings.norm, settings.eps))
 
     done: list[Tensor] = []
     reached: list[float] = []
@@ -207,28 +210,36 @@ def feature_rows(
 
 
 def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) -> FeatureSettings:
-    """The settings for `model`: those given, else its card's tuned ones, else the defaults at its images' size.
+    """The settings for `model`: those given, else its card's tuned ones, else the defaults for its norm and size.
+
+    The norm is that which the model withstands: an ℓ∞-robust classifier of digits sees little but single pixels where
+    steps are ℓ2. ℓ2 sizes grow with the images' side, as the distance over equally changed pixels does.
 
     Example:
         >>> network = torch.nn.Linear(2, 2)
         >>> large = Classifier.wrap(network, classes=2, mean=[0.5], std=[0.5], image_size=128)
         >>> resolve_features(large).eps
-        40.0
+        32.0
     """
-    scale = (model.image_size or SIZED_FOR) / SIZED_FOR
-    sized = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
-    tuned = {} if model.card is None else model.card.tasks.get("features", {})
-    untuned = {name: value for name, value in sized.items() if name not in tuned}
     said = {name: value for name, value in (given or {}).items() if value is not None}
-    return resolve_settings(FeatureSettings, "features", model, given=untuned | said)
+    tuned, own = ({}, {}) if model.card is None else (model.card.tasks.get("features", {}), model.card.threat_model)
+    norm = said.get("norm", tuned.get("norm", own.get("norm", "l2")))
+    sizes = LINF_SIZES
+    if norm == "l2":
+        scale = (model.image_size or SIZED_FOR) / SIZED_FOR
+        sizes = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
+    # Tuned sizes are of the tuned norm, and say nothing of another.
+    other = norm != tuned.get("norm", norm)
+    untuned = {name: value for name, value in sizes.items() if other or name not in tuned}
+    return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | untuned | said)
 
 
 def noise(model: Classifier, generators: Sequence[torch.Generator], contrast: float) -> Tensor:
-    """Noise around the colour that the model normalises by, (N, C, H, W) in [0, 1].
+    """Noise around mid-grey, (N, C, H, W) in [0, 1], of standard deviation `contrast`.
 
     Its amplitudes fall with frequency as those of photographs do (Field 1987, "Relations between the statistics of
     natural images and the response properties of cortical cells"): white noise of the same contrast shows as grain in
-    what becomes of it. A model that normalises itself has zeros for its colour; grey stands in.
+    what becomes of it.
 
     Raises:
         UserError: the model has no image size.
@@ -243,9 +254,8 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], contrast: fl
         raise UserError(f"expected a model with an image size, got {model.name!r} without; give it to Classifier.wrap")
     rows, columns = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side).unsqueeze(0)
     frequency = torch.sqrt(rows**2 + columns**2)
-    frequency[0, 0] = float("inf")  # The mean is the model's.
+    frequency[0, 0] = float("inf")  # So that the mean stays mid-grey.
     spectrum = torch.fft.rfft2(randomness.normal(generators, (model.channels, side, side))) / frequency
     drawn = torch.fft.irfft2(spectrum, s=(side, side))
     drawn = drawn / drawn.std(dim=(2, 3), correction=0, keepdim=True).clamp_min(1e-12)
-    level = model.mean.cpu() if bool(model.mean.any()) else torch.full_like(model.mean.cpu(), 0.5)
-    return (level + contrast * drawn).clamp(0, 1)
+    return (0.5 + contrast * drawn).clamp(0, 1)

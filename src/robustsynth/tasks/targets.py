@@ -109,6 +109,10 @@ def objective_source(twin: Synthesizer, ensemble: Sequence[Classifier]) -> Calla
     """
     networks: list[Network] = [twin]
     for other in ensemble:
+        # In the same precision and batch size, so that there is one answer to what the pictures were drawn in.
+        execution = twin.execution
+        its_twin = other.synthesizer(precision=execution.precision, batch_size=execution.batch_size)
+        networks.append(Reordered(its_twin, other.classes, twin.classes))
         channels = twin.mean.numel()
         sizes = {twin.image_size, other.image_size} - {None}
         if len(sizes) > 1 or other.channels != channels:
@@ -117,10 +121,6 @@ def objective_source(twin: Synthesizer, ensemble: Sequence[Classifier]) -> Calla
                 f"{other.name!r} for {other.image_size} pixels and {other.channels}; an ensemble looks at the same "
                 "images"
             )
-        # In the same precision and batch size, so that there is one answer to what the pictures were drawn in.
-        execution = twin.execution
-        its_twin = other.synthesizer(precision=execution.precision, batch_size=execution.batch_size)
-        networks.append(Reordered(its_twin, other.classes, twin.classes))
 
     def objective(targets: Tensor) -> Objective:
         kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy

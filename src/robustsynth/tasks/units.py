@@ -16,6 +16,9 @@ from robustsynth.models.representation import FeatureNetwork, last_linear
 FEEDS = 3
 """Classes named for each unit at most."""
 
+FAINTEST = 0.2
+"""Of the largest weight: classes that a unit feeds less than this are not named."""
+
 
 def choose_units(model: Classifier, classes: Sequence[int] | None = None, *, num: int = 12) -> list[int]:
     """Units worth a look: those with the largest weights to each class, in turns, each once; grouped by class.
@@ -81,7 +84,8 @@ def feeds(model: Classifier, weights: Tensor, unit: int) -> tuple[tuple[str, flo
         return ()
     column = weights[:, unit]
     best = column.argsort(descending=True, stable=True)[:FEEDS].tolist()
-    return tuple((model.classes[label], float(column[label])) for label in best if column[label] > 0)
+    least = FAINTEST * max(0.0, float(column[best[0]]))
+    return tuple((model.classes[label], float(column[label])) for label in best if column[label] > least)
 
 
 @dataclass(frozen=True, eq=False)

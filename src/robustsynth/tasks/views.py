@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustsynth.errors import UserError
+from robustsynth.pictures import LARGEST
 from robustsynth.resampling import resample
 
 VIEWS = ("whole", "squares", "tiles")
@@ -22,8 +23,8 @@ VIEWS = ("whole", "squares", "tiles")
 WIDEST = 4 / 3
 """Aspect ratio up to which a picture is seen whole, squeezed into a square. Classifiers are trained with as much."""
 
-SMALLEST, LARGEST = 8, 50_000_000
-"""Pixels that the shorter side of a picture must have, and a whole picture may have."""
+SMALLEST = 8
+"""Pixels that the shorter side of a picture must have."""
 
 
 @dataclass(frozen=True)
