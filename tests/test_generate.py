@@ -287,7 +287,7 @@ def test_unknown_names(tiny):
 
 def a_model(size: int | None, tasks: dict | None = None) -> SimpleNamespace:
     card = None if tasks is None else SimpleNamespace(tasks=tasks)
-    return SimpleNamespace(image_size=size, card=card, folder=None)
+    return SimpleNamespace(image_size=size, card=card, folder=None, classes=tuple("abcdefghij"))
 
 
 def resolved(size, preset=None, tasks=None, **given) -> tuple[float, float, int]:

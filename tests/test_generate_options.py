@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -168,6 +168,7 @@ def test_images_that_are_all_alike_can_be_fitted():
     assert all(bool(getattr(fitted, name).isfinite().all()) for name in TENSORS)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1, exclude_max=True), st.lists(st.floats(0.01, 1), min_size=1, max_size=5))
 def test_components_are_chosen_by_their_weights(uniform, weights):
     count = len(weights)
@@ -379,6 +380,7 @@ def test_a_network_for_any_size_may_join(tiny):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
+@settings(deadline=None)
 @given(scales=st.integers(1, 3), steps=st.integers(1, 9), seed=st.integers(0, 99))
 def test_each_scale_has_its_share_of_the_radius(norm, scales, steps, seed):
     random = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ FILES = {
 
 LAYERS = [
     {"errors", "files", "presets", "pictures"},
-    {"randomness", "resampling", "constraints", "loop", "images", "animations"},
+    {"randomness", "resampling", "masks", "fills", "constraints", "loop", "images", "animations"},
     {"models", "data"},
     {"objectives", "seeds", "mixtures"},
     {"tasks", "training", "evaluation"},
@@ -149,8 +149,8 @@ def test_types_and_names_come_from_the_same_homes():
 
 
 def test_other_names_are_refused():
-    with pytest.raises(AttributeError, match="no attribute 'paint'"):
-        _ = robustsynth.paint
+    with pytest.raises(AttributeError, match="no attribute 'draw'"):
+        _ = robustsynth.draw
 
 
 def test_public_names_do_not_hide_modules():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustsynth.errors import UserError
@@ -101,6 +101,7 @@ def test_as_many_labels_as_images():
 # ---- mixes and ensembles ------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1), min_size=5, max_size=5))
 def test_a_mix_is_the_weighted_sum_of_its_classes(weights):
     row = torch.tensor(weights) / sum(weights)
@@ -161,6 +162,7 @@ def test_an_ensemble_is_the_mean():
         Ensemble([])
 
 
+@settings(deadline=None)
 @given(st.permutations(["cat", "dog", "ship", "deer", "frog"]))
 def test_classes_are_brought_into_order_by_name(names):
     wanted = ["cat", "dog", "ship", "deer", "frog"]

@@ -33,7 +33,7 @@ def hole(height: int, width: int) -> Tensor:
 
 def call(task: str, model: rs.Classifier, images: Tensor, **named) -> Tensor:
     """Any task with what it needs beside the images."""
-    size = (images.shape[2], images.shape[3])
+    size = (images.shape[-2], images.shape[-1])
     needs = {
         "inpaint": {"mask": hole(*size)},
         "translate": {"targets": 1},

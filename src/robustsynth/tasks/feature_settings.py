@@ -21,7 +21,9 @@ class FeatureSettings:
         steps: number of steps.
         norm: of the ball and the steps, ``l2`` or ``linf``; the model's own if not given.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
-        contrast: standard deviation of the noise that pictures start from.
+        level: brightness of the noise that pictures start from, 0 to 1.
+        contrast: its standard deviation.
+        smoothness: λ, weight of the mean difference between neighbouring pixels; 5 in ℓ∞.
         straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
         drawn: pictures drawn of each unit, each from noise of its own.
         top: images of the data shown of each unit.
@@ -32,7 +34,9 @@ class FeatureSettings:
     steps: int = 40
     norm: str = "l2"
     step_schedule: str = "linear"
+    level: float = 0.5
     contrast: float = 0.05
+    smoothness: float = 0.0
     straight_through: bool = True
     drawn: int = 3
     top: int = 8
@@ -48,6 +52,8 @@ class FeatureSettings:
         for name, choices in (("step_schedule", ("constant", "linear")), ("norm", ("l2", "linf"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.level > 1:
+            raise UserError(f"expected a level from 0 to 1, got {self.level}")
         if self.step_size == 0:
             raise UserError("expected a positive finite step_size, got 0")
         if self.drawn < 1:

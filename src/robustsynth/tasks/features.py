@@ -26,8 +26,8 @@ from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds,
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
 
-LINF_SIZES = {"eps": 0.5, "step_size": 0.05}
-"""The default radius and step where the norm is ℓ∞, whatever the images' size."""
+LINF_DEFAULTS = {"eps": 0.5, "step_size": 0.05, "smoothness": 5.0}
+"""Where the norm is ℓ∞, whatever the images' size: its steps change every pixel fully, also those that hardly matter."""
 
 
 class FeatureActivation(Objective):
@@ -64,6 +64,20 @@ class FeatureActivation(Objective):
             raise UserError(f"expected units from 0 to {features.shape[1] - 1}, got {self._highest}")
         chosen = self.units.to(images.device).expand(len(images))
         return -features.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+
+class Roughness(Objective):
+    """The mean absolute difference between neighbouring pixels, along rows and columns: anisotropic total variation
+    (Mahendran and Vedaldi 2015, "Understanding deep image representations by inverting them").
+
+    Example:
+        >>> Roughness()(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])).tolist()
+        [1.0]
+    """
+
+    def __call__(self, images: Tensor) -> Tensor:
+        across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
+        return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +197,11 @@ def feature_rows(
     wanted = [(unit, number) for unit in units for number in range(settings.drawn)]
 
     def state(chosen: Sequence[int]) -> Problem:
-        start = noise(model, [randomness.generator(seed, *wanted[i]) for i in chosen], settings.contrast)
-        objective = FeatureActivation(network, [wanted[i][0] for i in chosen])
+        generators = [randomness.generator(seed, *wanted[i]) for i in chosen]
+        start = noise(model, generators, level=settings.level, contrast=settings.contrast)
+        objective: Objective = FeatureActivation(network, [wanted[i][0] for i in chosen])
+        if settings.smoothness:
+            objective = objective + settings.smoothness * Roughness()
         return Problem(start.to(model.device), objective, ball(settings.norm, settings.eps))
 
     done: list[Tensor] = []
@@ -224,7 +241,7 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     said = {name: value for name, value in (given or {}).items() if value is not None}
     tuned, own = ({}, {}) if model.card is None else (model.card.tasks.get("features", {}), model.card.threat_model)
     norm = said.get("norm", tuned.get("norm", own.get("norm", "l2")))
-    sizes = LINF_SIZES
+    sizes: dict[str, float] = LINF_DEFAULTS
     if norm == "l2":
         scale = (model.image_size or SIZED_FOR) / SIZED_FOR
         sizes = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
@@ -234,8 +251,8 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | untuned | said)
 
 
-def noise(model: Classifier, generators: Sequence[torch.Generator], contrast: float) -> Tensor:
-    """Noise around mid-grey, (N, C, H, W) in [0, 1], of standard deviation `contrast`.
+def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: float, contrast: float) -> Tensor:
+    """Noise around a grey of brightness `level`, (N, C, H, W) in [0, 1], of standard deviation `contrast`.
 
     Its amplitudes fall with frequency as those of photographs do (Field 1987, "Relations between the statistics of
     natural images and the response properties of cortical cells"): white noise of the same contrast shows as grain in
@@ -246,7 +263,7 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], contrast: fl
 
     Example:
         >>> grey = Classifier.wrap(torch.nn.Linear(2, 2), classes=2, mean=[0.5], std=[0.5], image_size=8)
-        >>> noise(grey, randomness.image_generators(0, range(4)), 0.05).shape
+        >>> noise(grey, randomness.image_generators(0, range(4)), level=0.5, contrast=0.05).shape
         torch.Size([4, 1, 8, 8])
     """
     side = model.image_size
@@ -254,8 +271,8 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], contrast: fl
         raise UserError(f"expected a model with an image size, got {model.name!r} without; give it to Classifier.wrap")
     rows, columns = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side).unsqueeze(0)
     frequency = torch.sqrt(rows**2 + columns**2)
-    frequency[0, 0] = float("inf")  # So that the mean stays mid-grey.
+    frequency[0, 0] = float("inf")  # So that the mean is the level.
     spectrum = torch.fft.rfft2(randomness.normal(generators, (model.channels, side, side))) / frequency
     drawn = torch.fft.irfft2(spectrum, s=(side, side))
     drawn = drawn / drawn.std(dim=(2, 3), correction=0, keepdim=True).clamp_min(1e-12)
-    return (0.5 + contrast * drawn).clamp(0, 1)
+    return (level + contrast * drawn).clamp(0, 1)
