@@ -117,7 +117,9 @@ def inpainting(bench: Bench) -> None:
     images, labels = bench.images, bench.labels
     side = images.shape[2]
     keys = range(len(images))
-    masks = random_patch_masks(image_generators(5, keys), (side, side), round(side * 60 / 224), side // 8)
+    masks = random_patch_masks(
+        image_generators(5, keys), size=(side, side), side=round(side * 60 / 224), border=side // 8
+    )
     candidates: dict[str, tuple[Tensor, str]] = {"whole": (images, "")}
     for kind in ("mean", "laplace"):
         candidates[f"{kind} fill"] = (fill(images, masks, kind), "")

@@ -123,9 +123,9 @@ def _pull(values: Tensor, weights: Weights) -> Tensor:
         (weights.falling, (slice(None, -1), slice(None, -1)), (slice(1, None), slice(1, None))),
         (weights.rising, (slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))),
     ):
-        difference = weight * (values[:, *here] - values[:, *there])
-        pull[:, *here] += difference
-        pull[:, *there] -= difference
+        difference = weight * (values[(..., *here)] - values[(..., *there)])
+        pull[(..., *here)] += difference
+        pull[(..., *there)] -= difference
     return pull
 
 
@@ -147,8 +147,7 @@ def _solve_by_rows(values: Tensor, unknown: Tensor, weights: Weights) -> Tensor:
     """Block elimination: a row of pixels is tied to the next row only, so its matrix is factored, and what that
     leaves of the coupling is passed on to the next. `values` must be 0 where unknown."""
     free = unknown.to(values)
-    target = (-_pull(values, weights) * free).mT.transpose(0, 2)  # (H, W, C) when read as rows of pixels
-    target = target.transpose(0, 1).contiguous()
+    target = (-_pull(values, weights) * free).permute(1, 2, 0)
     degrees = _degrees(weights) * free + (1 - free)
     factors: list[Tensor] = []
     couplings: list[Tensor] = []

@@ -1,183 +1,253 @@
-"""Where to fill or paint: masks from picture files, rectangles, and random patches.
+"""Masks: which part of a picture to fill or paint.
 
-A mask is a float tensor (N, 1, H, W) or (1, H, W) of 0 and 1, 1 where to fill or paint.
+A mask is a float tensor (N, 1, H, W) or (1, H, W), 1 where to fill or paint and 0 where pixels are kept. It comes from
+a picture file, from a picture's own transparency, from a rectangle, or at random.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from robustsynth.errors import UserError
-from robustsynth.images import load_picture
-from robustsynth.pictures import open_picture
+from robustsynth.marks import marked_pixels
+from robustsynth.pictures import plain_picture
 
-CERTAIN = 48
-"""Levels of 255 within which a pixel counts as of one of the two tones of a mask; between them lie only soft edges."""
-
-SOFT_SHARE = 0.1
-"""Share of a mask's pixels that may lie between its two tones."""
+OPAQUE = 250
+"""Alpha (of 255) from which a pixel is whole: below, more than 2 % of its colour is missing."""
 
 
-def check_mask(mask: Tensor, images: Tensor) -> Tensor:
-    """A mask as float (N, 1, H, W) for images (N, C, H, W).
+def load_mask(path: Path | str, size: tuple[int, int] | None = None, *, invert: bool = False) -> Tensor:
+    """A mask from a picture file of any kind. The first rule that applies decides what is filled:
+
+    1. Some pixels are transparent, others are not: what is **not opaque** is filled, as if erased in an editor.
+    2. Black and white, or two greys: the **brighter** is filled.
+    3. Marks on one background colour: everything that **differs from the commonest colour** is filled.
+
+    Anything else, such as marks on a copy of the photograph, cannot be told from a picture and is refused. The picture
+    is turned upright by its EXIF tag; of an animation the first frame counts.
 
     Args:
-        mask: (N, 1, H, W), (1, 1, H, W) or (1, H, W) of 0 and 1: float, integer or bool.
-        images: that it is for.
+        path: any file that Pillow reads.
+        size: (H, W) that the mask must have; a mask is never resized. None for any.
+        invert: fill what would be kept, and keep what would be filled.
+
+    Returns:
+        (1, H, W), float32 of 0 and 1.
 
     Raises:
-        UserError: another shape or other values, or a mask that covers an image wholly or not at all.
+        UserError: no such file, not a whole picture, another size, no rule applies, or nothing or everything would
+            be filled.
 
     Example:
-        >>> hole = torch.zeros(1, 4, 4)
-        >>> hole[:, 1:3, 1:3] = 1
-        >>> check_mask(hole, torch.rand(2, 3, 4, 4)).shape
-        torch.Size([2, 1, 4, 4])
+        >>> import tempfile
+        >>> drawn = Image.new("L", (4, 2))
+        >>> drawn.putpixel((1, 0), 255)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     drawn.save(Path(folder, "mask.png"))
+        ...     load_mask(Path(folder, "mask.png"), (2, 4)).tolist()
+        [[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
-    count, size = len(images), tuple(images.shape[2:])
-    given = torch.as_tensor(mask).detach().cpu()
-    shaped = given[None] if given.ndim == 3 else given
-    if shaped.ndim != 4 or shaped.shape[1] != 1 or len(shaped) not in (1, count) or tuple(shaped.shape[2:]) != size:
+    path = Path(path)
+    upright = _upright(path, size)
+    if upright.has_transparency_data:
+        alpha = np.asarray(upright.convert("RGBA"))[:, :, 3]
+        erased = alpha < OPAQUE
+        if erased.any() and not erased.all():
+            return _as_mask(erased ^ invert)
+        if not alpha.any():
+            raise UserError(f"expected a mask in {path}, got a wholly transparent picture; erase only what is to go")
+        upright = upright.convert("RGB")
+    marked = marked_pixels(plain_picture(upright, channels=3))
+    if marked is None:
         raise UserError(
-            f"expected a mask ({count}, 1, {size[0]}, {size[1]}) or (1, {size[0]}, {size[1]}), of the images' size, "
-            f"got {tuple(given.shape)}; resize one to the other"
+            f"expected a mask in {path}: white on black, marks on one background colour, or transparent parts; got a "
+            "picture of many colours, in which marks cannot be told from the rest. Save the marks alone, on a plain "
+            "background, or erase the part to fill so that it becomes transparent"
         )
-    shaped = shaped.float()
-    if not bool(((shaped == 0) | (shaped == 1)).all()):
-        raise UserError("expected a mask of 0 and 1 alone, got other values; use (mask > 0.5).float()")
-    covered = shaped.flatten(1).mean(1)
-    if bool((covered == 0).any()):
-        raise UserError("expected a mask with something to fill or paint, got one that covers nothing; invert it?")
-    if bool((covered == 1).any()):
-        raise UserError("expected a mask that leaves something known, got one that covers everything; invert it?")
-    return shaped.expand(count, 1, *size)
-
-
-def load_mask(path: Path | str, size: tuple[int, int], *, invert: bool = False) -> Tensor:
-    """The mask (1, H, W) that a picture file shows.
-
-    Where the file has transparent parts, these are the mask, as one erases with an editor. Otherwise it must be of two
-    tones, such as white on black, with no more than soft edges between them: the brighter one is the mask. A photograph
-    with a scribble on it is refused, because what is scribble and what is photograph cannot be told.
-
-    Args:
-        path: any picture file.
-        size: (H, W) that it must have.
-        invert: take the other part.
-
-    Raises:
-        UserError: no picture, another size, or neither transparent nor of two tones.
-    """
-    alpha = _alpha(path)
-    shown = load_picture(path, channels=3) if alpha is None else alpha
-    if shown.shape[:2] != tuple(size):
-        raise UserError(
-            f"expected a mask of the picture's size, {size[1]}×{size[0]}, got {shown.shape[1]}×{shown.shape[0]} in "
-            f"{path}; resize it, or draw it on a copy of the picture"
-        )
-    chosen = alpha < 128 if alpha is not None else _brighter_tone(shown, path)
-    return torch.from_numpy(chosen != invert).float()[None]
+    if marked.all() or not marked.any():
+        raise UserError(f"expected a mask in {path}, got a picture of one colour; mark the part to fill in another")
+    return _as_mask(marked ^ invert)
 
 
 def mask_from_alpha(path: Path | str) -> Tensor:
-    """The transparent part (1, H, W) of a picture, to be filled.
+    """The mask of an image whose own transparent region is to be filled: 1 at every pixel that is not opaque.
+
+    Returns:
+        (1, H, W), float32 of 0 and 1, as large as the picture, upright by its EXIF tag.
 
     Raises:
-        UserError: nothing in it is transparent.
+        UserError: no such file, not a whole picture, or nothing or everything in it is transparent.
     """
-    alpha = _alpha(path)
-    if alpha is None:
+    path = Path(path)
+    upright = _upright(path, None)
+    erased = np.asarray(upright.convert("RGBA"))[:, :, 3] < OPAQUE
+    if erased.all() or not erased.any():
+        what = "wholly transparent" if erased.all() else "nowhere transparent"
         raise UserError(
-            f"expected a mask, or transparent parts to fill in {path}, found neither; give --mask or erase a part"
+            f"expected a picture with transparent parts to fill, but {path} is {what}; erase the part to fill and save "
+            "it as PNG or WebP (JPEG has no transparency), or give a mask"
         )
-    return torch.from_numpy(alpha < 128).float()[None]
+    return _as_mask(erased)
 
 
 def rectangle_mask(rectangle: str | Sequence[int], size: tuple[int, int]) -> Tensor:
-    """A rectangle's mask (1, H, W).
+    """A mask that fills one rectangle.
 
     Args:
-        rectangle: left, top, width and height in pixels, as numbers or as text ``"10,20,64,48"``.
+        rectangle: left, top, width, height in pixels, as numbers or as ``"left,top,width,height"``.
         size: (H, W) of the picture.
 
+    Returns:
+        (1, H, W), float32 of 0 and 1.
+
     Raises:
-        UserError: not four whole numbers, an empty rectangle, or one that leaves the picture.
+        UserError: not four whole numbers, or a rectangle that is empty, reaches out of the picture or covers it all.
 
     Example:
         >>> rectangle_mask("1,0,2,1", (2, 4)).tolist()
         [[[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
-    text = rectangle if isinstance(rectangle, str) else ",".join(map(str, rectangle))
-    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*){3}", text):
-        raise UserError(f"expected a rectangle as LEFT,TOP,WIDTH,HEIGHT in whole pixels, got {text!r}")
-    left, top, width, height = (int(part) for part in text.split(","))
-    if width < 1 or height < 1 or left < 0 or top < 0 or left + width > size[1] or top + height > size[0]:
+    left, top, width, height = _rectangle(rectangle)
+    if width < 1 or height < 1:
+        raise UserError(f"expected a rectangle of at least 1×1 pixels, got {width}×{height} (width×height)")
+    if left < 0 or top < 0 or left + width > size[1] or top + height > size[0]:
         raise UserError(
-            f"expected a rectangle LEFT,TOP,WIDTH,HEIGHT within the picture of {size[1]}×{size[0]} pixels, got {text}"
+            f"expected a rectangle within the picture's {_named(size)}, got columns {left} to {left + width} and rows "
+            f"{top} to {top + height}; it is given as left,top,width,height"
         )
+    if (height, width) == tuple(size):
+        raise UserError(f"expected a rectangle that leaves pixels to go by, got all {_named(size)} of the picture")
     mask = torch.zeros(1, *size)
     mask[:, top : top + height, left : left + width] = 1
     return mask
 
 
 def random_patch_masks(
-    generators: Sequence[torch.Generator], size: tuple[int, int], side: int, border: int = 0
+    generators: Sequence[torch.Generator], *, size: tuple[int, int], side: int, border: int = 0
 ) -> Tensor:
-    """Square patches at random places, (N, 1, H, W).
+    """One square patch at a random place for each generator.
 
     Args:
-        generators: one a picture.
-        size: (H, W).
-        side: of the patch, in pixels.
-        border: pixels between a patch and the picture's edges at least.
+        generators: one an image (`robustsynth.randomness.image_generators`).
+        size: (H, W) of the images.
+        side: pixels of the patch's side; Santurkar et al. 2019 take 60 at 224 (Appendix A.8).
+        border: how many pixels it stays away from each edge.
+
+    Returns:
+        (N, 1, H, W), float32 of 0 and 1.
 
     Raises:
-        UserError: a patch that does not fit.
+        UserError: such a patch does not fit, or covers everything.
 
     Example:
-        >>> random_patch_masks([torch.Generator().manual_seed(0)], (8, 8), 3, 2).sum().item()
-        9.0
+        >>> from robustsynth.randomness import image_generators
+        >>> masks = random_patch_masks(image_generators(0, range(3)), size=(32, 32), side=8, border=4)
+        >>> masks.shape, masks.sum((1, 2, 3)).tolist()
+        (torch.Size([3, 1, 32, 32]), [64.0, 64.0, 64.0])
     """
-    rooms = [length - side - 2 * border for length in size]
-    if side < 1 or border < 0 or min(rooms) < 0:
+    height, width = size
+    room = (height - 2 * border - side, width - 2 * border - side)
+    if side < 1 or border < 0 or min(room) < 0 or side >= max(size):
         raise UserError(
-            f"expected a patch that fits into {size[1]}×{size[0]} pixels with {border} around it, got a side of {side}"
+            f"expected a patch that leaves {border} pixels at each edge of {_named(size)} and does not cover it all, got "
+            f"one of {side}×{side}; choose a smaller side or border"
         )
-    masks = torch.zeros(len(generators), 1, *size)
-    for mask, generator in zip(masks, generators, strict=True):
-        top, left = (border + int(torch.randint(0, room + 1, (1,), generator=generator)) for room in rooms)
+    masks = torch.zeros(len(generators), 1, height, width)
+    for mask, random in zip(masks, generators, strict=True):
+        top, left = (border + int(torch.randint(free + 1, (1,), generator=random)) for free in room)
         mask[:, top : top + side, left : left + side] = 1
     return masks
 
 
-def _alpha(path: Path | str) -> np.ndarray | None:
-    """The alpha channel (H, W), upright; None where the whole picture is opaque, or it is no picture."""
+def check_mask(mask: Tensor, images: Tensor) -> Tensor:
+    """A mask in the shape that images need, or a clear error.
+
+    Args:
+        mask: (N, 1, H, W), or (1, H, W) or (1, 1, H, W) for all images; 0 and 1 as float, integer or bool.
+        images: (N, C, H, W).
+
+    Returns:
+        (N, 1, H, W) of 0 and 1, in the images' dtype and on their device.
+
+    Raises:
+        UserError: another shape, other values, or a mask of one of the images that fills nothing or everything.
+
+    Example:
+        >>> images = torch.zeros(2, 3, 1, 2)
+        >>> check_mask(torch.tensor([[[True, False]]]), images).tolist()
+        [[[[1.0, 0.0]]], [[[1.0, 0.0]]]]
+    """
+    count, _, height, width = images.shape
+    wanted = f"({count}, 1, {height}, {width}) or (1, {height}, {width})"
+    shape = tuple(mask.shape)
+    if shape not in ((1, height, width), (1, 1, height, width), (count, 1, height, width)):
+        remedy = "add the dimension of channels with mask[:, None]" if shape == (count, height, width) else ""
+        remedy = "add the dimension of channels with mask[None]" if shape == (height, width) else remedy
+        if not remedy:
+            remedy = "make it as large as the images; 1 is where to fill"
+        raise UserError(f"expected a mask {wanted} for images {tuple(images.shape)}, got {shape}; {remedy}")
+    filled = mask == 1
+    if not bool((filled | (mask == 0)).all()):
+        low, high = float(mask.float().min()), float(mask.float().max())
+        raise UserError(f"expected a mask of 0 and 1, got values from {low:g} to {high:g}; use (mask > 0.5).float()")
+    share = filled.reshape(-1, height * width).float().mean(dim=1)
+    for index, part in enumerate(share.tolist()):
+        if part in (0.0, 1.0):
+            what = "everything, which leaves no pixels to go by" if part else "nothing (1 is where to fill)"
+            which = f"mask {index}" if len(share) > 1 else "the mask"
+            raise UserError(f"expected a mask that covers a part of the image, but {which} covers {what}")
+    return filled.to(images).reshape(-1, 1, height, width).expand(count, -1, -1, -1).contiguous()
+
+
+def _upright(path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """The picture as its EXIF tag says, which must be of this (H, W)."""
     try:
-        with open_picture(path) as picture:
-            if not picture.has_transparency_data:
-                return None
-            upright = ImageOps.exif_transpose(picture)
-            alpha = np.asarray(upright.convert("RGBA").getchannel("A"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        # What is wrong with it is said by whoever reads its colours.
-        return None
-    return alpha if alpha.min() < 128 else None
+        with Image.open(path) as opened:
+            # The size is known before anything is decoded, but not which way it is turned.
+            if size is not None and sorted(opened.size) != sorted(size):
+                raise UserError(_other_size(path, opened.size[::-1], size))
+            upright = ImageOps.exif_transpose(opened)
+            upright.load()
+    except FileNotFoundError:
+        raise UserError(f"expected a picture, but there is no file {path}") from None
+    except UserError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"expected a picture in {path}, but it cannot be read ({error}); replace it") from None
+    if size is not None and upright.size != (size[1], size[0]):
+        raise UserError(_other_size(path, upright.size[::-1], size))
+    return upright
 
 
-def _brighter_tone(picture: np.ndarray, path: Path | str) -> np.ndarray:
-    grey = picture.astype(np.float32).mean(2)
-    low, high = np.percentile(grey, [0.1, 99.9])
-    between = (grey > low + CERTAIN) & (grey < high - CERTAIN)
-    if high - low < 2 * CERTAIN or between.mean() > SOFT_SHARE:
+def _other_size(path: Path, got: Sequence[int], wanted: tuple[int, int]) -> str:
+    return (
+        f"expected a mask of the picture's size, {_named(wanted)}, got {_named(got)} in {path}; draw it on a copy of "
+        "the picture, or resize it without smoothing"
+    )
+
+
+def _named(size: Sequence[int]) -> str:
+    return f"{size[1]}×{size[0]} pixels (width×height)"
+
+
+def _as_mask(chosen: np.ndarray) -> Tensor:
+    return torch.from_numpy(chosen.astype(np.float32))[None]
+
+
+def _rectangle(given: str | Sequence[int]) -> tuple[int, int, int, int]:
+    parts = given.split(",") if isinstance(given, str) else list(given)
+    try:
+        if any(isinstance(part, float) and part != int(part) for part in parts):
+            raise ValueError
+        left, top, width, height = (int(part) for part in parts)
+    except (ValueError, TypeError, OverflowError):
         raise UserError(
-            f"expected a mask of two tones, such as white on black, or with transparent parts, in {path}; got a picture "
-            "in which the two cannot be told apart. Draw the mask on a layer of its own"
-        )
-    return grey > (low + high) / 2
+            f'expected a rectangle as four whole numbers "left,top,width,height", such as "10,20,60,60", got {given!r}'
+        ) from None
+    return left, top, width, height

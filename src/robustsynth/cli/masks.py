@@ -72,7 +72,9 @@ class MaskSource:
         if self.patch is not None:
             # Keyed by the picture's contents, not its place: the same picture has the same hole in any company.
             keys = [int(sha256(p.path)[:8], 16) for p in chunk]
-            return random_patch_masks(image_generators(self.seed, keys), size, self.patch, min(size) // 8)
+            return random_patch_masks(
+                image_generators(self.seed, keys), size=size, side=self.patch, border=min(size) // 8
+            )
         return check_mask(torch.stack([mask_from_alpha(p.path) for p in chunk]), images)
 
     def record(self, pictures: Sequence[Picture]) -> dict[str, Any]:

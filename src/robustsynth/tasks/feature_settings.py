@@ -16,14 +16,14 @@ class FeatureSettings:
     The defaults of ``eps`` and ``step_size`` are for images of 32 pixels; see `resolve_features`.
 
     Attributes:
-        eps: radius of the ball around the noise; in ℓ2 8 at 32 pixels and in proportion to the side, in ℓ∞ 0.5.
+        eps: radius of the ball around the noise; in ℓ2 8 at 32 pixels and in proportion to the side, in ℓ∞ 0.7.
         step_size: length of a step, of the first one where steps decay; likewise 0.7, and 0.05.
         steps: number of steps.
         norm: of the ball and the steps, ``l2`` or ``linf``; the model's own if not given.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
-        level: brightness of the noise that pictures start from, 0 to 1.
-        contrast: its standard deviation.
-        smoothness: λ, weight of the mean difference between neighbouring pixels; 5 in ℓ∞.
+        level: brightness of the noise that pictures start from, 0 to 1; between mid-grey and the model's mean.
+        contrast: standard deviation of that noise.
+        smoothness: λ, weight of the mean difference between neighbouring pixels, for activations in units of logits.
         straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
         drawn: pictures drawn of each unit, each from noise of its own.
         top: images of the data shown of each unit.
@@ -36,7 +36,7 @@ class FeatureSettings:
     step_schedule: str = "linear"
     level: float = 0.5
     contrast: float = 0.05
-    smoothness: float = 0.0
+    smoothness: float = 1.0
     straight_through: bool = True
     drawn: int = 3
     top: int = 8

@@ -26,8 +26,8 @@ from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds,
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
 
-LINF_DEFAULTS = {"eps": 0.5, "step_size": 0.05, "smoothness": 5.0}
-"""Where the norm is ℓ∞, whatever the images' size: its steps change every pixel fully, also those that hardly matter."""
+LINF_SIZES = {"eps": 0.7, "step_size": 0.05}
+"""The default radius and step where the norm is ℓ∞, whatever the images' size."""
 
 
 class FeatureActivation(Objective):
@@ -190,6 +190,8 @@ def feature_rows(
     """As `feature_atlas`, but hands over each unit's row as it is done, so that stopping early keeps the others."""
     units = check_units(model, units)
     weights = last_linear(model).weight.detach().cpu()
+    # What a unit counts for in logits: activations alone have no scale, a layer before could change it at will.
+    logit_scale = float(weights.abs().amax(0).mean()) or 1.0
     network = feature_network(
         model, straight_through=settings.straight_through, precision=precision, batch_size=batch_size
     )
@@ -201,7 +203,7 @@ def feature_rows(
         start = noise(model, generators, level=settings.level, contrast=settings.contrast)
         objective: Objective = FeatureActivation(network, [wanted[i][0] for i in chosen])
         if settings.smoothness:
-            objective = objective + settings.smoothness * Roughness()
+            objective = objective + settings.smoothness / logit_scale * Roughness()
         return Problem(start.to(model.device), objective, ball(settings.norm, settings.eps))
 
     done: list[Tensor] = []
@@ -230,7 +232,9 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     """The settings for `model`: those given, else its card's tuned ones, else the defaults for its norm and size.
 
     The norm is that which the model withstands: an ℓ∞-robust classifier of digits sees little but single pixels where
-    steps are ℓ2. ℓ2 sizes grow with the images' side, as the distance over equally changed pixels does.
+    steps are ℓ2. ℓ2 sizes grow with the images' side, as the distance over equally changed pixels does. The noise is
+    half as far from mid-grey as the colour that the model normalises by: below it, it sees no difference in digits on
+    black.
 
     Example:
         >>> network = torch.nn.Linear(2, 2)
@@ -241,14 +245,14 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     said = {name: value for name, value in (given or {}).items() if value is not None}
     tuned, own = ({}, {}) if model.card is None else (model.card.tasks.get("features", {}), model.card.threat_model)
     norm = said.get("norm", tuned.get("norm", own.get("norm", "l2")))
-    sizes: dict[str, float] = LINF_DEFAULTS
-    if norm == "l2":
-        scale = (model.image_size or SIZED_FOR) / SIZED_FOR
-        sizes = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
-    # Tuned sizes are of the tuned norm, and say nothing of another.
-    other = norm != tuned.get("norm", norm)
-    untuned = {name: value for name, value in sizes.items() if other or name not in tuned}
-    return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | untuned | said)
+    scale = (model.image_size or SIZED_FOR) / SIZED_FOR
+    sized = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
+    sized = LINF_SIZES if norm == "linf" else sized
+    if norm == tuned.get("norm", norm):  # Tuned sizes say nothing of another norm.
+        sized = {name: value for name, value in sized.items() if name not in tuned}
+    if "level" not in tuned and bool(model.mean.any()):  # All zeros means that the network normalises itself.
+        sized |= {"level": round((0.5 + float(model.mean.mean())) / 2, 2)}
+    return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | sized | said)
 
 
 def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: float, contrast: float) -> Tensor:

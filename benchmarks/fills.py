@@ -1,0 +1,125 @@
+"""Fills of a random square patch, by their squared error inside and the processor time they take.
+
+    python benchmarks/fills.py --data imagenette --num 300 [--size 128] [--figure fills.png]
+
+On photographs of the training split, each with one patch of 60/224 of the side, at least an eighth of the side from
+the edges. Errors are means over images of the mean squared difference inside the patch, pixels in [0, 1], with the
+standard error of the difference to Laplace's. OpenCV's and scikit-image's fills take part where these are installed
+(`pip install opencv-python-headless scikit-image`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustsynth.data import load_data
+from robustsynth.fills import FILLS, fill
+from robustsynth.images import as_tensor, grid, save_png, to_uint8
+from robustsynth.masks import random_patch_masks
+from robustsynth.randomness import image_generators
+
+Fill = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(kind: str) -> Fill:
+    return lambda images, mask: fill(images, mask, kind)
+
+
+def each(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Fill:
+    """A fill of batches from one of a picture (H, W, 3) in [0, 1] and a mask (H, W)."""
+
+    def filled(images: Tensor, mask: Tensor) -> Tensor:
+        pictures = [
+            torch.from_numpy(np.asarray(function(image.permute(1, 2, 0).numpy(), hole[0].numpy() > 0))).float()
+            for image, hole in zip(images, mask, strict=True)
+        ]
+        return torch.where(mask > 0, torch.stack(pictures).permute(0, 3, 1, 2), images)
+
+    return filled
+
+
+def others() -> dict[str, Fill]:
+    found: dict[str, Fill] = {}
+    if importlib.util.find_spec("cv2"):
+        import cv2
+
+        cv2.setNumThreads(1)
+
+        def opencv(method: int, radius: float) -> Fill:
+            def one(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+                levels = (picture * 255).round().astype(np.uint8)
+                return cv2.inpaint(levels, hole.astype(np.uint8), radius, method).astype(np.float32) / 255
+
+            return each(one)
+
+        for radius in (3, 5, 10):
+            found[f"OpenCV Telea, radius {radius}"] = opencv(cv2.INPAINT_TELEA, radius)
+        found["OpenCV Navier-Stokes, radius 3"] = opencv(cv2.INPAINT_NS, 3)
+    if importlib.util.find_spec("skimage"):
+        from skimage.restoration import inpaint_biharmonic
+
+        found["scikit-image biharmonic"] = each(lambda picture, hole: inpaint_biharmonic(picture, hole, channel_axis=2))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="imagenette")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--num", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", help="write the first pictures: whole, with the patch, and every fill")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load_data(options.data, "train", image_size=options.size, channels=3)
+    chosen = np.sort(np.random.default_rng(options.seed).choice(len(data.images), options.num, replace=False))
+    images = as_tensor([np.asarray(data.images[index]) for index in chosen])
+    generators = image_generators(options.seed, chosen)
+    side, border = round(options.size * 60 / 224), options.size // 8
+    mask = random_patch_masks(generators, size=(options.size, options.size), side=side, border=border)
+    # What is under the mask must not help anybody.
+    damaged = torch.where(mask > 0, 0.5, images)
+    methods = {kind: ours(kind) for kind in FILLS} | others()
+    filled: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
+    for name, method in methods.items():
+        started = time.process_time()
+        filled[name] = method(damaged, mask).clamp(0, 1)
+        seconds[name] = time.process_time() - started
+    errors = {name: inside(result - images, mask) for name, result in filled.items()}
+    print(
+        f"{options.num} photographs at {options.size}×{options.size}, patches of {side}×{side}, seed {options.seed}\n"
+    )
+    print(
+        "| fill | squared error inside | against laplace | better than laplace on | ms an image |\n|---|---|---|---|---|"
+    )
+    base = errors["laplace"]
+    for name, error in errors.items():
+        change, doubt = (
+            (error.mean() / base.mean() - 1) * 100,
+            (error - base).std() / len(error) ** 0.5 / base.mean() * 100,
+        )
+        share = (error < base).double().mean() * 100
+        print(
+            f"| {name} | {error.mean():.4f} | {change:+.1f} ± {doubt:.1f} % | {share:.0f} % | "
+            f"{seconds[name] / options.num * 1000:.1f} |"
+        )
+    if options.figure:
+        rows = torch.stack([images, damaged, *filled.values()], dim=1)[:24].flatten(0, 1)
+        save_png(options.figure, grid(to_uint8(rows), columns=2 * (2 + len(filled))))
+
+
+def inside(difference: Tensor, mask: Tensor) -> Tensor:
+    squared = (difference.double() ** 2).mean(dim=1, keepdim=True) * mask
+    return squared.sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
+if __name__ == "__main__":
+    main()
