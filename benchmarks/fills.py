@@ -94,13 +94,12 @@ def main() -> None:
         filled[name] = method(damaged, mask).clamp(0, 1)
         seconds[name] = time.process_time() - started
     errors = {name: inside(result - images, mask) for name, result in filled.items()}
-    print(
-        f"{options.num} photographs at {options.size}×{options.size}, patches of {side}×{side}, seed {options.seed}\n"
-    )
-    print(
-        "| fill | squared error inside | against laplace | better than laplace on | ms an image |\n|---|---|---|---|---|"
-    )
     base = errors["laplace"]
+    print(
+        f"{options.num} photographs of {options.size}×{options.size}, patches of {side}×{side}, seed {options.seed}\n"
+    )
+    print("| fill | squared error inside | against laplace | better than laplace on | ms an image |")
+    print("|---|---|---|---|---|")
     for name, error in errors.items():
         change, doubt = (
             (error.mean() / base.mean() - 1) * 100,

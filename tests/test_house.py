@@ -19,7 +19,7 @@ FILES = {
 
 LAYERS = [
     {"errors", "files", "presets", "pictures"},
-    {"randomness", "resampling", "masks", "fills", "constraints", "loop", "images", "animations"},
+    {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"},
     {"models", "data"},
     {"objectives", "seeds", "mixtures"},
     {"tasks", "training", "evaluation"},

@@ -328,3 +328,23 @@ def test_consistent_comes_nearer_to_the_small_picture():
 
     assert far(many) < far(once) < 0.5
     assert far(many) < 1 / 255
+
+
+def test_a_sketch_may_take_on_its_classes_colours_and_texture(tiny):
+    drawings = (pictures(3) > 0.5).float()
+    plain = rs.sketch(tiny, drawings, 1, steps=0)
+    assert plain.equal(drawings)
+    blended = rs.sketch(tiny, drawings, 1, steps=0, blend=0.5)
+    assert blended.amin() > 0.1, "no black is left of a drawing that is half mean image"
+    textured = rs.sketch(tiny, drawings, 1, steps=0, texture=0.5, seed=3)
+    assert textured.equal(rs.sketch(tiny, drawings, 1, steps=0, texture=0.5, seed=3))
+    assert not textured.equal(rs.sketch(tiny, drawings, 1, steps=0, texture=0.5, seed=4))
+    # Its own stream, whatever its company.
+    alone = rs.sketch(tiny, drawings[2:], 1, steps=0, texture=0.5, seed=3)
+    assert alone.equal(textured[2:])
+
+
+def test_texture_needs_class_seeds(tiny):
+    wrapped = rs.Classifier.wrap(tiny.network, classes=tiny.classes, mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
+    with pytest.raises(UserError, match="seeds"):
+        rs.sketch(wrapped, pictures(1), 1, steps=0, texture=0.5)

@@ -6,17 +6,18 @@ a picture file, from a picture's own transparency, from a rectangle, or at rando
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.marks import marked_pixels
-from robustsynth.pictures import plain_picture
+from robustsynth.pictures import fault_of, open_picture, plain_picture
 
 OPAQUE = 250
 """Alpha (of 255) from which a pixel is whole: below, more than 2 % of its colour is missing."""
@@ -54,16 +55,16 @@ def load_mask(path: Path | str, size: tuple[int, int] | None = None, *, invert: 
         [[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
     path = Path(path)
-    upright = _upright(path, size)
-    if upright.has_transparency_data:
-        alpha = np.asarray(upright.convert("RGBA"))[:, :, 3]
-        erased = alpha < OPAQUE
-        if erased.any() and not erased.all():
-            return _as_mask(erased ^ invert)
-        if not alpha.any():
-            raise UserError(f"expected a mask in {path}, got a wholly transparent picture; erase only what is to go")
-        upright = upright.convert("RGB")
-    marked = marked_pixels(plain_picture(upright, channels=3))
+    with _opened(path) as picture:
+        if size is not None and sorted(picture.size) != sorted(size):
+            raise UserError(_other_size(path, picture.size[::-1], size))
+        erased, pixels = _erased(picture), plain_picture(picture, channels=3)
+    # Which way the picture is turned is known only now.
+    if size is not None and pixels.shape[:2] != tuple(size):
+        raise UserError(_other_size(path, pixels.shape, size))
+    if erased.any() and not erased.all():
+        return _as_mask(erased ^ invert)
+    marked = marked_pixels(pixels)
     if marked is None:
         raise UserError(
             f"expected a mask in {path}: white on black, marks on one background colour, or transparent parts; got a "
@@ -84,9 +85,8 @@ def mask_from_alpha(path: Path | str) -> Tensor:
     Raises:
         UserError: no such file, not a whole picture, or nothing or everything in it is transparent.
     """
-    path = Path(path)
-    upright = _upright(path, None)
-    erased = np.asarray(upright.convert("RGBA"))[:, :, 3] < OPAQUE
+    with _opened(path) as picture:
+        erased = _erased(picture)
     if erased.all() or not erased.any():
         what = "wholly transparent" if erased.all() else "nowhere transparent"
         raise UserError(
@@ -155,8 +155,8 @@ def random_patch_masks(
     room = (height - 2 * border - side, width - 2 * border - side)
     if side < 1 or border < 0 or min(room) < 0 or side >= max(size):
         raise UserError(
-            f"expected a patch that leaves {border} pixels at each edge of {_named(size)} and does not cover it all, got "
-            f"one of {side}×{side}; choose a smaller side or border"
+            f"expected a patch that leaves {border} pixels at each edge of {_named(size)} and does not cover it all, "
+            f"got one of {side}×{side}; choose a smaller side or border"
         )
     masks = torch.zeros(len(generators), 1, height, width)
     for mask, random in zip(masks, generators, strict=True):
@@ -183,6 +183,7 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
         >>> check_mask(torch.tensor([[[True, False]]]), images).tolist()
         [[[[1.0, 0.0]]], [[[1.0, 0.0]]]]
     """
+    mask = torch.as_tensor(mask)
     count, _, height, width = images.shape
     wanted = f"({count}, 1, {height}, {width}) or (1, {height}, {width})"
     shape = tuple(mask.shape)
@@ -205,24 +206,34 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
     return filled.to(images).reshape(-1, 1, height, width).expand(count, -1, -1, -1).contiguous()
 
 
-def _upright(path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """The picture as its EXIF tag says, which must be of this (H, W)."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    if path.is_dir():
+        raise UserError(f"expected a picture, but {path} is a folder; give a file in it")
     try:
-        with Image.open(path) as opened:
-            # The size is known before anything is decoded, but not which way it is turned.
-            if size is not None and sorted(opened.size) != sorted(size):
-                raise UserError(_other_size(path, opened.size[::-1], size))
-            upright = ImageOps.exif_transpose(opened)
-            upright.load()
+        with open_picture(path) as picture:
+            yield picture
     except FileNotFoundError:
         raise UserError(f"expected a picture, but there is no file {path}") from None
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"expected a picture in {path}, but it cannot be read ({error}); replace it") from None
-    if size is not None and upright.size != (size[1], size[0]):
-        raise UserError(_other_size(path, upright.size[::-1], size))
-    return upright
+    except Exception as error:
+        # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
+        fault = fault_of(error, path)
+        reason = f"expected a picture in {path}, but it cannot be read ({fault.reason}); {fault.remedy}"
+        raise UserError(reason) from error
+
+
+def _erased(picture: Image.Image) -> np.ndarray:
+    """Where the picture is not opaque: bool (H, W), upright."""
+    if not picture.has_transparency_data:
+        return np.zeros((1, 1), dtype=bool)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except Exception:
+        # EXIF data that nobody can parse; `plain_picture` takes the picture as it is, too.
+        upright = picture
+    return np.asarray(upright.convert("RGBA"))[:, :, 3] < OPAQUE
 
 
 def _other_size(path: Path, got: Sequence[int], wanted: tuple[int, int]) -> str:

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 @click.command("sketch")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the texture.")
 @picture_options("sketch")
-def command(**options: Any) -> None:
+def command(seed: int, **options: Any) -> None:
     """Turn drawings into pictures of a class. Dark lines on white serve best; give the class with --label."""
     from robustsynth.tasks.sketch import sketch
 
     call = PictureCommand("sketch", options)
 
     def solve(images: Tensor, labels: Tensor | None, chunk: Sequence[Picture], on_step: OnStep) -> dict[str, Tensor]:
-        return {"": sketch(call.model, images, labels, on_step=on_step, **call.arguments)}
+        return {"": sketch(call.model, images, labels, seed=seed, on_step=on_step, **call.arguments)}
 
-    call.run(Plan(solve))
+    call.run(Plan(solve, extra={"seed": seed}))

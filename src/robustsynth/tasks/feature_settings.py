@@ -23,7 +23,8 @@ class FeatureSettings:
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
         level: brightness of the noise that pictures start from, 0 to 1; between mid-grey and the model's mean.
         contrast: standard deviation of that noise.
-        smoothness: λ, weight of the mean difference between neighbouring pixels, for activations in units of logits.
+        smoothness: λ, weight of the mean difference between neighbouring pixels, for activations in units of logits;
+            1 in ℓ∞.
         straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
         drawn: pictures drawn of each unit, each from noise of its own.
         top: images of the data shown of each unit.
@@ -36,7 +37,7 @@ class FeatureSettings:
     step_schedule: str = "linear"
     level: float = 0.5
     contrast: float = 0.05
-    smoothness: float = 1.0
+    smoothness: float = 0.0
     straight_through: bool = True
     drawn: int = 3
     top: int = 8

@@ -26,8 +26,9 @@ from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds,
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
 
-LINF_SIZES = {"eps": 0.7, "step_size": 0.05}
-"""The default radius and step where the norm is ℓ∞, whatever the images' size."""
+LINF_DEFAULTS = {"eps": 0.7, "step_size": 0.05, "smoothness": 1.0}
+"""Defaults where the norm is ℓ∞, whatever the images' size: its steps move all pixels alike, even those that matter
+next to nothing, which shows as grain where nothing smooths it."""
 
 
 class FeatureActivation(Objective):
@@ -247,7 +248,7 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     norm = said.get("norm", tuned.get("norm", own.get("norm", "l2")))
     scale = (model.image_size or SIZED_FOR) / SIZED_FOR
     sized = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
-    sized = LINF_SIZES if norm == "linf" else sized
+    sized = LINF_DEFAULTS if norm == "linf" else sized
     if norm == tuned.get("norm", norm):  # Tuned sizes say nothing of another norm.
         sized = {name: value for name, value in sized.items() if name not in tuned}
     if "level" not in tuned and bool(model.mean.any()):  # All zeros means that the network normalises itself.

@@ -40,7 +40,7 @@ def start_source(model: Classifier, settings: GenerateSettings, start: Tensor | 
         return lambda chosen, places, labels, generators: start[places]
     if settings.seeds_from not in SEED_KINDS:
         return _from_folder(model, settings.seeds_from)
-    seeds = None if settings.seeds_from == "uniform" else _fitted(model, settings.seeds_from)
+    seeds = None if settings.seeds_from == "uniform" else model_seeds(model, settings.seeds_from)
     if model.image_size is None:
         raise UserError(
             "expected a model with an image size to draw seeds for, got one without; "
@@ -76,7 +76,7 @@ def _from_folder(model: Classifier, seeds_from: str) -> Draw:
     return draw
 
 
-def _fitted(model: Classifier, kind: str) -> ClassSeeds:
+def model_seeds(model: Classifier, kind: str) -> ClassSeeds:
     """The seeds that lie beside the model."""
     if model.folder is None:
         raise UserError(

@@ -130,10 +130,21 @@ class SketchSettings(StepSettings):
         adherence: λ, weight of the mean squared difference from the drawing.
         softening: pixels, at the model's image size, over which the drawing's lines are blurred before the first
             step; 0 for none, as in the paper.
+        blend: share of the class's mean image mixed into the drawing, 0 to 1: flat, saturated colours are unlike any
+            photograph, and a classifier has little to say of them. 0 as in the paper.
+        texture: weight of a draw of how the class's images differ from their mean, added for the climb to grow from;
+            the class's seeds are what it is drawn from. 0 as in the paper.
     """
 
     adherence: float = 0.0
     softening: float = 0.0
+    blend: float = 0.0
+    texture: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blend > 1:
+            raise UserError(f"expected a blend of 0 to 1, got {self.blend}")
 
 
 @dataclass(frozen=True)
