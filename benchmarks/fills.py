@@ -95,16 +95,12 @@ def main() -> None:
         seconds[name] = time.process_time() - started
     errors = {name: inside(result - images, mask) for name, result in filled.items()}
     base = errors["laplace"]
-    print(
-        f"{options.num} photographs of {options.size}×{options.size}, patches of {side}×{side}, seed {options.seed}\n"
-    )
+    print(f"{options.num} photographs {options.size}×{options.size}, patches {side}×{side}, seed {options.seed}\n")
     print("| fill | squared error inside | against laplace | better than laplace on | ms an image |")
     print("|---|---|---|---|---|")
     for name, error in errors.items():
-        change, doubt = (
-            (error.mean() / base.mean() - 1) * 100,
-            (error - base).std() / len(error) ** 0.5 / base.mean() * 100,
-        )
+        change = (error.mean() / base.mean() - 1) * 100
+        doubt = (error - base).std() / len(error) ** 0.5 / base.mean() * 100
         share = (error < base).double().mean() * 100
         print(
             f"| {name} | {error.mean():.4f} | {change:+.1f} ± {doubt:.1f} % | {share:.0f} % | "

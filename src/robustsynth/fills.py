@@ -100,9 +100,11 @@ def edge_tensors(image: Tensor, hole: Tensor) -> Tensor | None:
         hole: (H, W), bool; pixels there are not read.
 
     Returns:
-        (3, H−1, W−1): Dxx, Dxy, Dyy on each cell of 2×2 pixels; None where no cell is known or none has an edge.
+        (3, H−1, W−1): Dxx, Dxy, Dyy on each cell of 2×2 pixels; None where no cell is wholly known or none has an edge.
     """
     structure, known = _structure(image, hole)
+    if not known.any():
+        return None
     # Thick holes need only coarse edges; and what is coarser costs less.
     coarse = max(1, round(_thickness(hole) / 32), math.ceil(max(hole.shape) / 320))
     weight = F.avg_pool2d(known[None, None], coarse, ceil_mode=True)[0, 0]

@@ -34,7 +34,11 @@ def marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
     if np.ptp(values, axis=2).max() <= SAME_COLOUR:
         return _brighter(values.mean(axis=2))
     background = _background(values)
-    return None if background is None else np.abs(values - background).max(axis=2) > SAME_COLOUR
+    if background is None:
+        return None
+    # A quarter of the way to the mark that differs most: JPEG smears colours beyond their rim.
+    distance = np.abs(values - background).max(axis=2)
+    return distance > max(SAME_COLOUR, distance.max() / 4)
 
 
 def _brighter(tones: np.ndarray) -> np.ndarray | None:

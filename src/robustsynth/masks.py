@@ -68,8 +68,8 @@ def load_mask(path: Path | str, size: tuple[int, int] | None = None, *, invert: 
     if marked is None:
         raise UserError(
             f"expected a mask in {path}: white on black, marks on one background colour, or transparent parts; got a "
-            "picture of many colours, in which marks cannot be told from the rest. Save the marks alone, on a plain "
-            "background, or erase the part to fill so that it becomes transparent"
+            "picture of many colours, in which marks cannot be told from the rest. Save the marks alone on a plain "
+            "background, as PNG, or erase the part to fill so that it becomes transparent"
         )
     if marked.all() or not marked.any():
         raise UserError(f"expected a mask in {path}, got a picture of one colour; mark the part to fill in another")
@@ -85,6 +85,7 @@ def mask_from_alpha(path: Path | str) -> Tensor:
     Raises:
         UserError: no such file, not a whole picture, or nothing or everything in it is transparent.
     """
+    path = Path(path)
     with _opened(path) as picture:
         erased = _erased(picture)
     if erased.all() or not erased.any():

@@ -17,7 +17,7 @@ class FeatureSettings:
 
     Attributes:
         eps: radius of the ball around the noise; in ℓ2 8 at 32 pixels and in proportion to the side, in ℓ∞ 0.7.
-        step_size: length of a step, of the first one where steps decay; likewise 0.7, and 0.05.
+        step_size: length of a step, of the first one where steps decay; likewise 1.4, and 0.05.
         steps: number of steps.
         norm: of the ball and the steps, ``l2`` or ``linf``; the model's own if not given.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
@@ -31,7 +31,7 @@ class FeatureSettings:
     """
 
     eps: float = 8.0
-    step_size: float = 0.7
+    step_size: float = 1.4
     steps: int = 40
     norm: str = "l2"
     step_schedule: str = "linear"
