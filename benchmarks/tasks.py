@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from robustsynth.fills import fill
-from robustsynth.masks import random_patch_masks
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import robustsynth as rs
+from robustsynth.fills import fill
 from robustsynth.images import as_tensor, grid, load_picture, save_png, to_uint8
+from robustsynth.masks import random_patch_masks
 from robustsynth.models.class_names import matching_class
 from robustsynth.randomness import image_generators
 from robustsynth.resampling import back_project, resample

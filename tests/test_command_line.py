@@ -130,7 +130,7 @@ WRONG = {
     "fewer than none": (["--num", "-4"], ["1 or more images, got -4"]),
     "half an image": (["--num", "1.5"], ["1.5"]),
     "preset": (["--preset", "papr"], ["unknown preset 'papr'", "did you mean 'paper'", "duke2023"]),
-    "norm": (["--norm", "l3"], ["a norm of l2, linf, got 'l3'"]),
+    "norm": (["--norm", "l3"], ["norm of l2, linf, got 'l3'"]),
     "steps": (["--steps", "-1"], ["0 or more steps, got -1"]),
     "step size": (["--step-size", "0"], ["positive finite step_size, got 0"]),
     "eps": (["--eps", "nan"], ["finite eps of 0 or more, got nan"]),

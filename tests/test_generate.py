@@ -260,6 +260,7 @@ BAD_SETTINGS = {
     "seeds_from": [3],
     "use_best": ["no", 1],
     "scales": [0, -1, 1.5, "2", True],
+    "shift": [-1, 1.5, "2", True],
 }
 
 

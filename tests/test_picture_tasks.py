@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from robustsynth.fills import fill
 from torch import Tensor
 
 import robustsynth as rs
 from robustsynth.constraints import Box, Consistent, Inside, L2Ball
 from robustsynth.errors import UserError
+from robustsynth.fills import fill
 from robustsynth.loop import NonFiniteError
 from robustsynth.presets import read_preset
 from robustsynth.resampling import resample

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import pictures_of_classes
 
+from conftest import pictures_of_classes
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.models.files import load_model

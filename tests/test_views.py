@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from robustsynth.errors import UserError
 from robustsynth.pictures import LARGEST
-from robustsynth.tasks.views import VIEWS, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
+from robustsynth.tasks.views import VIEWS, Shifted, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
 
 sides = st.integers(8, 300)
 
@@ -102,7 +102,7 @@ def test_calls_shift_and_a_new_look_begins_anew():
     picture = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def look() -> list[torch.Tensor]:
-        seen = Viewed(lambda x: x.flatten(1), choose_views((16, 16), 16), 16, shift=3)
+        seen = Shifted(lambda x: x.flatten(1), 3)
         return [seen(picture) for _ in range(5)]
 
     first, second = look(), look()

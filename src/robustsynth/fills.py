@@ -64,8 +64,8 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
     filled = torch.empty_like(images)
     for index, (image, hole) in enumerate(zip(images, unknown[:, 0], strict=True)):
         # On the CPU in double precision whatever the device: solving has many small steps, and some devices lack it.
-        known = torch.where(hole, 0.0, image).to("cpu", torch.float64)
-        filled[index] = FILLS[kind](known, hole.cpu()).clamp_(0, 1).to(images)
+        known = torch.where(hole, 0.0, image).cpu().double()
+        filled[index] = FILLS[kind](known, hole.cpu()).clamp_(0, 1).to(images.dtype)
     return torch.where(unknown, filled, images)
 
 

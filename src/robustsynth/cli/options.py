@@ -59,10 +59,13 @@ def settings_options(kind: type, *, without: tuple[str, ...] = ()) -> Callable[[
 
 
 def attribute_help(kind: type) -> dict[str, str]:
-    """The descriptions of a class's attributes, from the ``Attributes:`` section of its docstring."""
-    section = (kind.__doc__ or "").partition("Attributes:")[2]
-    found = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", section, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in found}
+    """The descriptions of a class's attributes, from the ``Attributes:`` sections of its docstring and its bases'."""
+    described: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        section = (each.__doc__ or "").partition("Attributes:")[2]
+        found = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", section, flags=re.MULTILINE)
+        described |= {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in found}
+    return described
 
 
 def parse_classes(text: str, classes: tuple[str, ...], index: Callable[[str], int]) -> list[int]:

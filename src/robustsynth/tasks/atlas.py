@@ -82,10 +82,11 @@ def _write_label(draw: ImageDraw.ImageDraw, row: UnitRow, corner: tuple[int, int
     draw.text((left, top), f"unit {row.unit}", fill=INK, font=ImageFont.load_default(TEXT + 2))
     font = ImageFont.load_default(TEXT)
     for line, (name, weight) in enumerate(row.feeds):
-        number = f"+{weight:.2f} "
-        room = LABEL_WIDTH - WIDE_GAP - font.getlength(number)
-        color = INK if line == 0 else FAINT
-        draw.text((left, top + 26 + line * (TEXT + 5)), number + _shortened(name, font, room), fill=color, font=font)
+        number = f"  {weight:+.2f}"
+        shown = _shortened(name, font, LABEL_WIDTH - WIDE_GAP - font.getlength(number))
+        place = (left, top + 26 + line * (TEXT + 5))
+        draw.text(place, shown, fill=INK if line == 0 else FAINT, font=font)
+        draw.text((left + font.getlength(shown), place[1]), number, fill=FAINT, font=font)
 
 
 def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:

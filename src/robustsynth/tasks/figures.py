@@ -31,7 +31,7 @@ def figure(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions
 
     Example:
         >>> figure([[np.zeros((8, 8, 3), np.uint8)] * 2], ["source", "result"], ["cat"]).shape
-        (276, 466, 3)
+        (284, 466, 3)
     """
     if not rows or any(len(row) != len(titles) for row in rows):
         raise UserError(

@@ -13,8 +13,8 @@ from robustsynth.errors import UserError
 from robustsynth.loop import NonFiniteError, Objective, Problem, Step, check_images
 from robustsynth.models.classifier import Classifier
 from robustsynth.tasks.batches import solve_in_batches
-from robustsynth.tasks.step_settings import StepSettings
-from robustsynth.tasks.views import Viewed, check_size, choose_views, size_ratio
+from robustsynth.tasks.step_settings import PictureSettings
+from robustsynth.tasks.views import Shifted, Viewed, check_size, choose_views, size_ratio
 
 BATCH = 2
 """Pictures a batch. Every batch is filled up to it, so that a picture's pixels never depend on its company, and most
@@ -51,7 +51,7 @@ class PictureTask:
         self,
         model: Classifier,
         pictures: Tensor,
-        settings: StepSettings,
+        settings: PictureSettings,
         *,
         size: tuple[int, int] | None = None,
         precision: str | None = None,
@@ -72,7 +72,7 @@ class PictureTask:
 
     def seen(self) -> Viewed:
         """The network through the views, for one run of the loop: shifts begin anew with it."""
-        return Viewed(self.looked_through, self.views, self.side, shift=self.settings.shift)
+        return Viewed(Shifted(self.looked_through, self.settings.shift), self.views, self.side)
 
     def labels(self, labels: Tensor | Sequence[int] | int | None, pictures: Tensor) -> Tensor:
         """Class indices (N,), checked; predicted from `pictures` where none are given."""
@@ -133,7 +133,7 @@ def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, pr
     Args:
         model: a classifier.
         pictures: (N, C, H, W).
-        views: how it sees them, see `StepSettings`.
+        views: how it sees them, see `PictureSettings`.
         precision: of the model's fast twin; measured where None.
 
     Example:
@@ -142,7 +142,7 @@ def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, pr
         torch.Size([2])
     """
     pictures = check_pictures(model, pictures)
-    return PictureTask(model, pictures, StepSettings(views=views), precision=precision).predict(pictures)
+    return PictureTask(model, pictures, PictureSettings(views=views), precision=precision).predict(pictures)
 
 
 def check_pictures(model: Classifier, pictures: Tensor, name: str = "images") -> Tensor:

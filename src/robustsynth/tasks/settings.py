@@ -8,7 +8,6 @@ the side of the model's images, because an ℓ2 distance over equally changed pi
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
+from robustsynth.tasks.step_settings import StepSettings, choice
 
 if TYPE_CHECKING:  # The command line reads settings before it pays for importing torch.
     from robustsynth.models.classifier import Classifier
@@ -29,61 +29,29 @@ CONDITIONS = ("images", "published_for", "only_seeds_from", "only_classes")
 
 
 @dataclass(frozen=True)
-class GenerateSettings:
-    """Settings of generation. Sizes are in pixel units of images in [0, 1].
+class GenerateSettings(StepSettings):
+    """Settings of generation (Santurkar et al. 2019, Section 3.1); the defaults are the paper's for CIFAR-10.
 
     Attributes:
-        eps: radius of the ball around the seed.
-        step_size: length of a step, of the first one where steps decay.
-        steps: number of steps.
-        norm: of the ball and the steps, ``l2`` or ``linf``.
-        step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
         seeds_from: ``uniform``, ``normal`` (per pixel), ``multivariate``, ``mixture`` (of Gaussians), or a folder of
             start images.
         seed_upsampling: ``nearest`` (the paper's) or ``bicubic``, for seeds fitted at a quarter resolution.
-        use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
         scales: 1 to step on the whole picture alone (the papers'); with more, the first steps are taken on a canvas
             of half, a quarter … of the side.
     """
 
     eps: float = 30.0
     step_size: float = 0.5
-    steps: int = 60
-    norm: str = "l2"
-    step_schedule: str = "constant"
     seeds_from: str = "multivariate"
-    seed_upsampling: str = "nearest"
-    use_best: bool = True
+    seed_upsampling: str = choice("nearest", "nearest", "bicubic")
     scales: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.seeds_from, os.PathLike):
             object.__setattr__(self, "seeds_from", os.fspath(self.seeds_from))
-        kinds = {"float": numbers.Real, "int": numbers.Integral, "str": str, "bool": bool}
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), kinds[str(field.type)]
-            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                raise UserError(f"expected {field.name} as {field.type}, got {value!r}")
-        for name, choices in (
-            ("step_schedule", ("constant", "linear")),
-            ("seed_upsampling", ("nearest", "bicubic")),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.steps < 0:
-            raise UserError(f"expected 0 or more steps, got {self.steps}")
+        super().__post_init__()
         if self.scales < 1:
             raise UserError(f"expected 1 or more scales, got {self.scales}")
-        if not 0 < self.step_size < float("inf"):
-            raise UserError(f"expected a positive finite step_size, got {self.step_size}")
-        if self.norm not in ("l2", "linf"):
-            raise UserError(f"expected a norm of l2, linf, got {self.norm!r}")
-        if not 0 <= self.eps < float("inf"):
-            raise UserError(f"expected a finite eps of 0 or more, got {self.eps}")
-
-    def step_length(self, index: int) -> float:
-        """The length of step `index`."""
-        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)
 
 
 def preset_names() -> list[str]:

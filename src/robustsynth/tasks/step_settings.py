@@ -1,4 +1,4 @@
-"""Settings of the tasks on given pictures. Sizes are in pixel units of images in [0, 1], at the model's image size:
+"""Settings of the tasks. Sizes are in pixel units of images in [0, 1], at the model's image size:
 on a larger picture an ℓ2 size grows with the root of the number of pixels."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def choice(default: Any, *names: Any) -> Any:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What every task on given pictures has.
+    """What every task has.
 
     Attributes:
         eps: radius of the ball around where the task starts.
@@ -28,8 +28,6 @@ class StepSettings:
         norm: of the ball and the steps, ``l2`` or ``linf``.
         step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
         use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
-        views: how the classifier sees a picture of another size: ``whole``, ``squares`` along its longer side,
-            ``tiles`` of its own size; whole up to an aspect ratio of 4:3 and squares beyond where None.
         shift: pixels, at the model's image size, by which what it sees is moved from step to step; 0 as in the papers.
     """
 
@@ -39,7 +37,6 @@ class StepSettings:
     norm: str = choice("l2", "l2", "linf")
     step_schedule: str = choice("constant", "constant", "linear")
     use_best: bool = True
-    views: str | None = choice(None, None, "whole", "squares", "tiles")
     shift: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +69,19 @@ def _check_kind(each: dataclasses.Field[Any], value: Any) -> None:
 
 
 @dataclass(frozen=True)
-class InpaintSettings(StepSettings):
+class PictureSettings(StepSettings):
+    """What every task on given pictures has besides.
+
+    Attributes:
+        views: how the classifier sees a picture of another size: ``whole``, ``squares`` along its longer side,
+            ``tiles`` of its own size; whole up to an aspect ratio of 4:3 and squares beyond where None.
+    """
+
+    views: str | None = choice(None, None, "whole", "squares", "tiles")
+
+
+@dataclass(frozen=True)
+class InpaintSettings(PictureSettings):
     """Settings of inpainting (Santurkar et al. 2019, Equation 3); the defaults are the paper's.
 
     Attributes:
@@ -92,7 +101,7 @@ class InpaintSettings(StepSettings):
 
 
 @dataclass(frozen=True)
-class TranslateSettings(StepSettings):
+class TranslateSettings(PictureSettings):
     """Settings of translation (Santurkar et al. 2019, Section 3.3); the defaults are the paper's.
 
     Attributes:
@@ -105,7 +114,7 @@ class TranslateSettings(StepSettings):
 
 
 @dataclass(frozen=True)
-class UpscaleSettings(StepSettings):
+class UpscaleSettings(PictureSettings):
     """Settings of super-resolution (Santurkar et al. 2019, Equation 4); the defaults are the paper's.
 
     Attributes:
@@ -123,7 +132,7 @@ class UpscaleSettings(StepSettings):
 
 
 @dataclass(frozen=True)
-class SketchSettings(StepSettings):
+class SketchSettings(PictureSettings):
     """Settings of sketch to image (Santurkar et al. 2019, Section 3.5); the defaults are the paper's.
 
     Attributes:
@@ -148,7 +157,7 @@ class SketchSettings(StepSettings):
 
 
 @dataclass(frozen=True)
-class PaintSettings(StepSettings):
+class PaintSettings(PictureSettings):
     """Settings of feature painting (Santurkar et al. 2019, Equation 5); the defaults are the paper's.
 
     Attributes:
@@ -167,7 +176,7 @@ class PaintSettings(StepSettings):
 
 
 @dataclass(frozen=True)
-class RefineSettings(StepSettings):
+class RefineSettings(PictureSettings):
     """Settings of refinement (Ganz and Elad 2021, "BIGRoC"): a short climb towards the class, in a small ball.
 
     Attributes:
@@ -180,7 +189,7 @@ class RefineSettings(StepSettings):
     adherence: float = 0.0
 
 
-PICTURE_TASKS: dict[str, type[StepSettings]] = {
+PICTURE_TASKS: dict[str, type[PictureSettings]] = {
     "inpaint": InpaintSettings,
     "translate": TranslateSettings,
     "upscale": UpscaleSettings,

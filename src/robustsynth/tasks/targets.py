@@ -19,6 +19,7 @@ from robustsynth.objectives import (
     Reordered,
     checked_weights,
 )
+from robustsynth.tasks.views import Shifted
 
 
 def check_targets(targets: Tensor | Sequence[int], model: Classifier) -> Tensor:
@@ -100,9 +101,16 @@ def named(target: Tensor, classes: Sequence[str]) -> str:
     return ",".join(f"{classes[place]}:{float(target[place]):.4g}" for place in heaviest)
 
 
-def objective_source(twin: Synthesizer, ensemble: Sequence[Classifier]) -> Callable[[Tensor], Objective]:
+def objective_source(
+    twin: Synthesizer, ensemble: Sequence[Classifier], *, shift: int = 0
+) -> Callable[[Tensor], Objective]:
     """A function from targets (n,) or (n, K) to what to minimise: their cross-entropy by the twin, or the mean of it
     by the twin and all others of an ensemble.
+
+    Args:
+        twin: of the model.
+        ensemble: the others.
+        shift: pixels by which images are moved from call to call (see `robustsynth.tasks.views.Shifted`).
 
     Raises:
         UserError: classifiers of other classes, or of images of another size.
@@ -124,7 +132,7 @@ def objective_source(twin: Synthesizer, ensemble: Sequence[Classifier]) -> Calla
 
     def objective(targets: Tensor) -> Objective:
         kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy
-        each = [kind(network, targets) for network in networks]
+        each = [kind(Shifted(network, shift), targets) for network in networks]
         return each[0] if len(each) == 1 else Ensemble(each)
 
     return objective

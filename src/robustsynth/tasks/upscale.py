@@ -30,6 +30,7 @@ class LowDistance(Objective):
         low: (N, C, h, w).
 
     Example:
+        >>> import torch
         >>> LowDistance(torch.zeros(1, 1, 1, 1))(torch.tensor([[[[0.0, 1.0]]]])).tolist()
         [0.25]
     """
@@ -75,6 +76,7 @@ def upscale(
         UserError: a factor, labels or settings that do not fit.
 
     Example:
+        >>> import torch
         >>> from robustsynth.models.files import load_model
         >>> upscale(load_model("cifar10"), torch.rand(1, 3, 10, 12), 3, factor=2.5, steps=2).shape
         torch.Size([1, 3, 25, 30])

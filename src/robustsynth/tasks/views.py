@@ -78,30 +78,48 @@ class Viewed:
         network: images (N, C, side, side) to (N, K).
         views: of the pictures.
         side: of the network's images.
-        shift: each call moves what is seen by up to so many of the network's pixels, another way each time but the same
-            in every run. A network samples pictures on a grid, and steps that always meet the same one engrave it.
 
     Example:
         >>> Viewed(lambda x: x.mean((2, 3)), [View(0, 0, 4, 4)], side=2)(torch.ones(1, 3, 4, 4)).tolist()
         [[1.0, 1.0, 1.0]]
     """
 
-    def __init__(
-        self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int, *, shift: int = 0
-    ) -> None:
-        self.network, self.views, self.side, self.shift = network, views, side, min(shift, side // 2)
-        self.calls = 0
+    def __init__(self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int) -> None:
+        self.network, self.views, self.side = network, views, side
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
-        across, down = shift_of(self.calls, self.shift)
-        self.calls += 1
         outputs = []
         for v in self.views:
             part = pictures[:, :, v.top : v.top + v.height, v.left : v.left + v.width]
-            shown = resample(part, (self.side, self.side), "bilinear")
-            outputs.append(self.network(moved(shown, across, down)))
+            outputs.append(self.network(resample(part, (self.side, self.side), "bilinear")))
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+
+
+class Shifted:
+    """A network whose images are moved by some pixels, another way in each call but the same in every run.
+
+    A network samples images on a grid, and steps that always meet the same one engrave it as fine lines. It counts its
+    calls, so it is for one run of one batch.
+
+    Args:
+        network: images (N, C, H, W) to (N, K).
+        shift: pixels to either side at most, and at most half of the image.
+
+    Example:
+        >>> seen = Shifted(lambda x: x[:, 0, 0], shift=2)
+        >>> [seen(torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)).tolist() for call in range(2)]
+        [[[0.0, 1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0, 2.0]]]
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor], shift: int) -> None:
+        self.network, self.shift, self.calls = network, shift, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K)."""
+        across, down = shift_of(self.calls, min(self.shift, images.shape[-1] // 2))
+        self.calls += 1
+        return self.network(moved(images, across, down))
 
 
 def shift_of(index: int, most: int) -> tuple[int, int]:
