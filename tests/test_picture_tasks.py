@@ -214,6 +214,18 @@ def test_painting_raises_the_unit_and_stays_inside(tiny):
         assert (tiny.features(made)[:, 5] > tiny.features(images)[:, 5]).all()
 
 
+def test_a_feathered_painting_fades_out_towards_its_border(tiny):
+    images = pictures(2, 32, 32)
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 6:26, 6:26] = 1
+    given = {"mask": mask, "eps": 4.0, "step_size": 0.3, "steps": 8, "only_inside": True}
+    change = [(rs.paint(tiny, images, 5, feather=f, **given) - images).abs().mean((0, 1)) for f in (0.0, 2.0)]
+    assert (change[1] * (1 - mask[0])).sum() == 0
+    rim, middle = change[1][6, 6:26].mean(), change[1][14:18, 14:18].mean()
+    assert rim < 0.3 * middle
+    assert change[0][6, 6:26].mean() > rim
+
+
 def test_painting_several_units_is_one_after_another(tiny):
     images, first, second = pictures(2), hole(16, 16), hole(16, 16).flip(2)
     given = {"steps": 3, "only_inside": True}

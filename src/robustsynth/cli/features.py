@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("features")
-@click.option("--model", "model_name", default="cifar10", show_default=True, help="A bundled name or a model folder.")
+@click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder.")
 @click.option("--units", type=Numbers(int), default=None, help="Units such as 3,17,200; chosen by weight if not given.")
 @click.option("--classes", default=None, help="Choose units for these classes: names, indices, ranges or all.")
 @click.option("--num", type=click.IntRange(min=1), default=12, show_default=True, help="Units to choose.")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
 from robustsynth.errors import UserError
+from robustsynth.tasks.step_settings import StepSettings, choice
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
-    """Settings of the pictures that show what a unit responds to. Sizes are in pixel units of images in [0, 1].
+class FeatureSettings(StepSettings):
+    """Settings of the pictures that show what a unit responds to.
 
     The defaults of ``eps`` and ``step_size`` are for images of 32 pixels; see `resolve_features`.
 
     Attributes:
         eps: radius of the ball around the noise; in ℓ2 8 at 32 pixels and in proportion to the side, in ℓ∞ 0.7.
         step_size: length of a step, of the first one where steps decay; likewise 1.4, and 0.05.
-        steps: number of steps.
         norm: of the ball and the steps, ``l2`` or ``linf``; the model's own if not given.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
         level: brightness of the noise that pictures start from, 0 to 1; between mid-grey and the model's mean.
@@ -33,8 +31,7 @@ class FeatureSettings:
     eps: float = 8.0
     step_size: float = 1.4
     steps: int = 40
-    norm: str = "l2"
-    step_schedule: str = "linear"
+    step_schedule: str = choice("linear", "constant", "linear")
     level: float = 0.5
     contrast: float = 0.05
     smoothness: float = 0.0
@@ -43,23 +40,8 @@ class FeatureSettings:
     top: int = 8
 
     def __post_init__(self) -> None:
-        kinds = {"float": (int, float), "int": int, "str": str, "bool": bool}
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), kinds[str(field.type)]
-            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                raise UserError(f"expected {field.name} as {field.type}, got {value!r}")
-            if isinstance(value, int | float) and not 0 <= value < math.inf:
-                raise UserError(f"expected a finite {field.name} of 0 or more, got {value}")
-        for name, choices in (("step_schedule", ("constant", "linear")), ("norm", ("l2", "linf"))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}")
+        super().__post_init__()
         if self.level > 1:
             raise UserError(f"expected a level from 0 to 1, got {self.level}")
-        if self.step_size == 0:
-            raise UserError("expected a positive finite step_size, got 0")
         if self.drawn < 1:
             raise UserError(f"expected 1 or more drawn pictures of each unit, got {self.drawn}")
-
-    def step_length(self, index: int) -> float:
-        """The length of step `index`."""
-        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)

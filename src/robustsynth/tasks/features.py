@@ -22,6 +22,7 @@ from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.feature_settings import FeatureSettings
 from robustsynth.tasks.settings import resolve_settings
 from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds, representations
+from robustsynth.tasks.views import Shifted
 
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
@@ -202,7 +203,9 @@ def feature_rows(
     def state(chosen: Sequence[int]) -> Problem:
         generators = [randomness.generator(seed, *wanted[i]) for i in chosen]
         start = noise(model, generators, level=settings.level, contrast=settings.contrast)
-        objective: Objective = FeatureActivation(network, [wanted[i][0] for i in chosen])
+        # Shifts begin anew with each batch.
+        seen = Shifted(network, settings.shift)
+        objective: Objective = FeatureActivation(seen, [wanted[i][0] for i in chosen])
         if settings.smoothness:
             objective = objective + settings.smoothness / logit_scale * Roughness()
         return Problem(start.to(model.device), objective, ball(settings.norm, settings.eps))
@@ -215,6 +218,7 @@ def feature_rows(
         batch_size=network.execution.batch_size,
         step_size=settings.step_length,
         steps=settings.steps,
+        use_best=settings.use_best,
         on_step=on_step,
     ):
         if batch.failures:

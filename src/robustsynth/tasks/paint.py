@@ -17,6 +17,7 @@ from robustsynth.models.representation import feature_network
 from robustsynth.objectives import Distance, Objective
 from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
 from robustsynth.tasks.settings import resolve_settings
+from robustsynth.tasks.sketch import softened
 from robustsynth.tasks.step_settings import PaintSettings
 
 
@@ -97,15 +98,27 @@ def _paint_one(
     task: PictureTask, settings: PaintSettings, images: Tensor, unit: int, region: Tensor, on_step: OnStep | None
 ) -> Tensor:
     device = task.model.device
+    soft = faded(region, settings.feather * max(task.size) / task.side)
 
     def state(places: Tensor) -> Statement:
         start, inside = images[places].to(device), region[places].to(device)
         objective = settings.activation * Activation(task.seen(), unit)
         if settings.only_inside:
-            return Statement(start, objective, Inside(task.ball(), inside))
+            return Statement(start, objective, Inside(task.ball(), soft[places].to(device)))
         return Statement(start, objective + settings.penalty * Distance(start, 1 - inside))
 
-    return task.run(state, on_step)
+    result = task.run(state, on_step)
+    return torch.lerp(images, result, soft) if settings.only_inside else result
+
+
+def faded(region: Tensor, reach: float) -> Tensor:
+    """A region (N, 1, H, W) of 0 and 1 that rises from 0 at its border to 1 within `reach` pixels, inwards.
+
+    Example:
+        >>> faded(torch.ones(1, 1, 2, 2), 0.0).tolist()
+        [[[[1.0, 1.0], [1.0, 1.0]]]]
+    """
+    return (2 * softened(region, reach / 2) - 1).clamp(0, 1) if reach > 0 else region
 
 
 def _width(task: PictureTask, example: Tensor) -> int:

@@ -165,6 +165,8 @@ class PaintSettings(PictureSettings):
         penalty: weight of the mean squared difference outside of the mask.
         straight_through: pass gradients straight through the last ReLU, so that a unit that is off can be raised.
         only_inside: let steps change the masked region alone; what is outside stays exactly as it was.
+        feather: pixels, at the model's image size, over which the painting fades out within the region's border; for
+            `only_inside`.
     """
 
     eps: float = 70.0
@@ -173,6 +175,7 @@ class PaintSettings(PictureSettings):
     penalty: float = 90.0
     straight_through: bool = True
     only_inside: bool = False
+    feather: float = 0.0
 
 
 @dataclass(frozen=True)
