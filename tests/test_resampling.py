@@ -80,5 +80,5 @@ def test_back_projection_meets_the_small_picture(factor, kernel):
     ("size", "kernel", "error"), [((0, 3), "area", UserError), ((3, 3), "cubic", UnknownNameError)]
 )
 def test_mistakes_are_named(size, kernel, error):
-    with pytest.raises(error, match="expected|cubic"):
+    with pytest.raises(error):
         resample(pictures(1, 1, 4, 4), size, kernel)

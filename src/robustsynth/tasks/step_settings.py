@@ -48,7 +48,7 @@ class StepSettings:
             raise UserError(f"expected a positive finite step_size, got {self.step_size}")
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, numbers.Real) and not 0 <= value < math.inf:
+            if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
                 raise UserError(f"expected a finite {each.name} of 0 or more, got {value}")
 
     def step_length(self, index: int) -> float:

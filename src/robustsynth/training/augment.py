@@ -11,9 +11,7 @@ from torch import Tensor
 from robustsynth.training.settings import TrainSettings
 
 
-def augment(
-    images: Tensor, settings: TrainSettings, generator: torch.Generator, *, side: int | None = None
-) -> Tensor:
+def augment(images: Tensor, settings: TrainSettings, generator: torch.Generator, *, side: int | None = None) -> Tensor:
     """Random views (N, C, H, W) of images in [0, 1], all drawn from one CPU generator.
 
     Args:
