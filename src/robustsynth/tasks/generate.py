@@ -184,6 +184,5 @@ def resolve_generate(
 
 def _constraint(settings: GenerateSettings) -> Constraint:
     """The ball; from coarse to fine, one that counts its steps, so each batch needs its own."""
-    if settings.scales == 1:
-        return ball(settings.norm, settings.eps)
-    return CoarseToFine(settings.norm, settings.eps, scales=settings.scales, steps=settings.steps)
+    plain = ball(settings.norm, settings.eps)
+    return plain if settings.scales == 1 else CoarseToFine(plain, scales=settings.scales, steps=settings.steps)

@@ -10,59 +10,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustsynth.constraints import Constraint, ball
+from robustsynth.constraints import Constraint
 from robustsynth.errors import UserError
 
 SMALLEST = 4
 """Pixels of a side below which a canvas holds nothing to draw on."""
 
+COARSE_SHARE = 0.25
+"""Of the steps, on canvases smaller than the picture."""
+
 
 class CoarseToFine:
-    """A ball in which the steps of a climb go from a small canvas to the whole picture.
+    """A constraint in which a climb begins on a small canvas and ends on the whole picture.
 
-    Each scale doubles the canvas's side and has the same number of steps. A step on a canvas that is enlarged
-    linearly, by E, changes the picture by E·Eᵀ·gradient: this takes just these directions, so that the seed's own
-    detail stays, and one ball around the seed holds at every scale. The ball's radius is shared out: after the steps of
-    k scales of n, a picture is at most k/n of it away.
+    Each scale doubles the canvas's side; the coarse ones share the first quarter of the steps. A step on a canvas that
+    is enlarged linearly, by E, changes the picture by E·Eᵀ·gradient: this takes just these directions, so that the
+    seed's own detail stays, and one ball around the seed holds at every scale.
 
     It counts its directions to know where in the climb it is, so it is for one run of one batch.
 
     Args:
-        norm: of the ball, ``l2`` or ``linf``.
-        eps: its radius at the end.
-        scales: how many there are; 1 is the plain ball.
+        constraint: what pictures may become, such as a ball.
+        scales: how many there are; 1 leaves the constraint as it is.
         steps: of the whole climb.
 
     Example:
-        >>> two = CoarseToFine("l2", 1.0, scales=2, steps=2)
+        >>> from robustsynth.constraints import Box
+        >>> two = CoarseToFine(Box(), scales=2, steps=2)
         >>> grad = torch.zeros(1, 1, 8, 8).index_fill(3, torch.tensor([0]), 1.0)
         >>> [(two.direction(grad)[0, 0, 0] > 0).sum().item() for step in range(2)]
         [3, 1]
     """
 
-    def __init__(self, norm: str, eps: float, *, scales: int, steps: int) -> None:
-        self.scales, self.steps, self.taken = scales, steps, 0
-        self.balls: list[Constraint] = [ball(norm, eps * (scale + 1) / scales) for scale in range(scales)]
+    def __init__(self, constraint: Constraint, *, scales: int, steps: int) -> None:
+        self.constraint, self.scales, self.taken = constraint, scales, 0
+        self.coarse_steps = max(scales - 1, round(steps * COARSE_SHARE)) if scales > 1 else 0
 
     def direction(self, grad: Tensor) -> Tensor:
         """The steepest direction of length one on this step's canvas."""
+        coarse = self.scales - 1
+        done = self.taken * coarse // self.coarse_steps if self.taken < self.coarse_steps else coarse
         self.taken += 1
-        halvings = self.scales - 1 - self._scale()
-        for dim in (2, 3) if halvings else ():
-            grad = torch.movedim(torch.movedim(grad, dim, 3) @ _enlarging(grad.shape[dim], halvings).to(grad), 3, dim)
-        return self.balls[self._scale()].direction(grad)
+        for dim in (2, 3) if done < coarse else ():
+            enlarging = _enlarging(grad.shape[dim], coarse - done).to(grad)
+            grad = torch.movedim(torch.movedim(grad, dim, 3) @ enlarging, 3, dim)
+        return self.constraint.direction(grad)
 
     def project(self, images: Tensor, center: Tensor) -> Tensor:
-        """The nearest images within this scale's share of the radius."""
-        return self.balls[self._scale()].project(images, center)
+        """As the constraint does."""
+        return self.constraint.project(images, center)
 
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """As in the whole ball."""
-        return self.balls[-1].random_start(center, generators)
-
-    def _scale(self) -> int:
-        """The scale of the latest step, 0 for the coarsest."""
-        return max(0, self.taken - 1) * self.scales // max(1, self.steps)
+        """As the constraint does."""
+        return self.constraint.random_start(center, generators)
 
 
 def check_scales(scales: int, size: int) -> None:
