@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, fx, nn
@@ -185,7 +185,8 @@ def test_reduced_precision_pools_exactly(name):
     """Values come in finer steps than bfloat16 has, or which iterate is best would be decided by ties."""
     model = wrapped(NETWORKS[name][0])
     network = feature_network(model, precision="bfloat16", batch_size=4)
-    got, exact = network(IMAGES), model.features(IMAGES)
+    with torch.no_grad():
+        got, exact = network(IMAGES), model.features(IMAGES)
     assert got.dtype == torch.float32
     assert float(F.cosine_similarity(got.flatten(), exact.flatten(), dim=0)) > 0.99
     if name != "small-cnn":  # It has no pooling after the last ReLU.
@@ -331,6 +332,7 @@ def test_chosen_units(classes, num, expected):
     assert choose_units(with_head(HEAD), classes, num=num) == expected
 
 
+@settings(deadline=None, max_examples=30)
 @given(num=st.integers(1, 40), seed=st.integers(0, 99))
 def test_chosen_units_are_different_and_as_many_as_there_are(num, seed):
     weights = torch.randn(3, 20, generator=torch.Generator().manual_seed(seed))
@@ -472,7 +474,7 @@ def test_settings_follow_the_models_norm_and_size(tiny_copy):
         (tiny_copy / "card.json").write_text(json.dumps(values))
 
     assert (resolved().norm, resolved().eps, resolved().step_size) == ("l2", 4.0, 0.7)
-    assert resolved(eps=3.0, steps=None).eps == 3.0
+    assert (resolved(eps=3.0, steps=None).eps, resolved().shift, resolved(shift=1).shift) == (3.0, 0, 1)
     card(threat_model={"norm": "linf", "eps": 0.3})
     assert (resolved().norm, resolved().eps, resolved().smoothness) == ("linf", 0.7, 1.0)
     assert (resolved(norm="l2").eps, resolved(norm="l2").smoothness) == (4.0, 0.0)
@@ -481,6 +483,14 @@ def test_settings_follow_the_models_norm_and_size(tiny_copy):
     assert resolved(norm="l2").eps == 4.0, "sizes tuned for one norm say nothing of another"
     with pytest.raises(UnknownNameError, match="unknown setting of features 'epz'"):
         resolved(epz=1)
+
+
+def test_sizes_grow_with_the_side():
+    model = with_head(HEAD)
+    model.image_size = 128
+    settings = resolve_features(model)
+    assert (settings.eps, settings.step_size, settings.shift) == (32.0, 5.6, 2)
+    assert settings.step_length(20) == 2.8
 
 
 def test_noise_starts_between_grey_and_the_models_mean():

@@ -42,7 +42,7 @@ def draw_atlas(
         >>> import torch
         >>> row = UnitRow(3, (("cat", 0.5),), torch.zeros(2, 3, 32, 32), (1.0, 2.0), (), (), np.zeros((0, 32, 32, 3)))
         >>> draw_atlas([row], title="two pictures").shape
-        (221, 478, 3)
+        (231, 486, 3)
     """
     if not rows:
         raise UserError("expected one or more units to draw, got none")

@@ -19,6 +19,7 @@ class FeatureSettings(StepSettings):
         step_size: length of a step, of the first one where steps decay; likewise 1.4, and 0.05.
         norm: of the ball and the steps, ``l2`` or ``linf``; the model's own if not given.
         step_schedule: ``linear``, falling to 0 over the steps, or ``constant``.
+        shift: pixels by which what the network sees is moved from step to step; one for each 64 of the side.
         level: brightness of the noise that pictures start from, 0 to 1; between mid-grey and the model's mean.
         contrast: standard deviation of that noise.
         smoothness: λ, weight of the mean difference between neighbouring pixels, for activations in units of logits;

@@ -27,6 +27,9 @@ from robustsynth.tasks.views import Shifted
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
 
+PIXELS_A_SHIFT = 64
+"""Of the images' side for each pixel that what the network sees is moved by: small pictures show no grid."""
+
 LINF_DEFAULTS = {"eps": 0.7, "step_size": 0.05, "smoothness": 1.0}
 """Defaults where the norm is ℓ∞, whatever the images' size: its steps move all pixels alike, even those that matter
 next to nothing, which shows as grain where nothing smooths it."""
@@ -255,6 +258,8 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     sized = LINF_DEFAULTS if norm == "linf" else sized
     if norm == tuned.get("norm", norm):  # Tuned sizes say nothing of another norm.
         sized = {name: value for name, value in sized.items() if name not in tuned}
+    if "shift" not in tuned:
+        sized |= {"shift": (model.image_size or SIZED_FOR) // PIXELS_A_SHIFT}
     if "level" not in tuned and bool(model.mean.any()):  # All zeros means that the network normalises itself.
         sized |= {"level": round((0.5 + float(model.mean.mean())) / 2, 2)}
     return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | sized | said)
