@@ -283,3 +283,69 @@ def test_a_figure_enlarges_small_pictures_and_shows_so_many_rows():
     few, many = (figure([row] * n, ["a", "b"], ["caption"] * n) for n in (2, 40))
     assert few.shape[1] == many.shape[1] > 448
     assert few.shape[0] < many.shape[0] < 20 * 260
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_sources_are_never_replaced(overwrite, tiny_folder, two):
+    before = [path.read_bytes() for path in two]
+    refused(run("refine", tiny_folder, two[0].parent, *two, *overwrite), "another --out")
+    assert [path.read_bytes() for path in two] == before
+    assert len(os.listdir(two[0].parent)) == 2
+
+
+def test_overwriting_removes_what_the_earlier_job_wrote(tiny_folder, two, tmp_path):
+    out = tmp_path / "out"
+    run("translate", tiny_folder, out, *two, "--to", "cat,ship")
+    run("translate", tiny_folder, out, two[0], "--to", "t-shirt", "--overwrite")
+    assert sorted(os.listdir(out)) == ["figure.png", "one.png", "settings.json"]
+    refused(run("refine", tiny_folder, out, two[0], "--overwrite"), "translate", "never replaced")
+
+
+def test_a_figure_shows_earlier_results_too(tiny_folder, two, tmp_path):
+    run("refine", tiny_folder, tmp_path / "whole", *two)
+    run("refine", tiny_folder, tmp_path / "parts", two[0])
+    run("refine", tiny_folder, tmp_path / "parts", *two)
+    whole, parts = (load_picture(tmp_path / name / "figure.png") for name in ("whole", "parts"))
+    assert (whole == parts).all()
+
+
+def test_a_factor_beyond_all_memory_is_refused_at_once(tiny_folder, two, tmp_path):
+    refused(run("upscale", tiny_folder, tmp_path / "out", two[0], "--factor", "1e6"), "megapixels")
+
+
+def test_masks_are_checked_before_anything_is_made(tiny_folder, two, tmp_path):
+    mask = np.zeros((20, 24), dtype=np.uint8)
+    mask[5:12, 6:16] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    refused(run("inpaint", tiny_folder, tmp_path / "out", *two, "--mask", tmp_path / "mask.png"), "30×22")
+    assert not (tmp_path / "out").exists()
+
+
+def test_invert_takes_the_other_part_of_a_rectangle(tiny_folder, two, tmp_path):
+    run("inpaint", tiny_folder, tmp_path / "out", two[0], "--mask", "0,0,24,10", "--invert", "--label", "cat")
+    made, given = load_picture(tmp_path / "out" / "one.png"), load_picture(two[0])
+    assert (made[:10] == given[:10]).all()
+    assert (made[10:] != given[10:]).any()
+
+
+def test_sheets_of_earlier_jobs_are_no_pictures(tiny_folder, two, tmp_path):
+    run("refine", tiny_folder, tmp_path / "first", *two)
+    result = run("refine", tiny_folder, tmp_path / "second", tmp_path / "first")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path / "second")) == ["figure.png", "one.png", "settings.json", "two.png"]
+
+
+def test_what_was_run_and_seen_is_recorded(tiny_folder, two, tmp_path):
+    long = picture(tmp_path / "long.png", 90, 20)
+    result = run("refine", tiny_folder, tmp_path / "out", two[0], long)
+    record = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert record["execution"] == {"precision": "float32", "batch_size": 2}
+    assert record["pictures"]["one"]["seen"] == "whole, as 16×16"
+    assert "squares of 20 pixels" in record["pictures"]["long"]["seen"]
+    assert "float32, 2 pictures a batch" in result.output
+
+
+def test_a_film_that_is_missing_is_made(tiny_folder, two, tmp_path):
+    run("refine", tiny_folder, tmp_path / "out", two[0])
+    run("refine", tiny_folder, tmp_path / "out", two[0], "--trajectory", "gif")
+    assert (tmp_path / "out" / "one.gif").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ def test_the_model_cards_settings_come_before_the_papers_and_after_the_callers(t
 @pytest.mark.parametrize("only_inside", [True, False])
 def test_inpainting_never_reads_under_the_mask(only_inside, tiny):
     images, mask = pictures(2), hole(16, 16)
-    other = torch.where(mask > 0, pictures(2, seed=9), images)
+    other = torch.where(mask > 0, torch.nan, images)
     given = {"mask": mask, "steps": 4, "only_inside": only_inside, "keep_known": False}
     assert rs.inpaint(tiny, images, **given).equal(rs.inpaint(tiny, other, **given))
 
@@ -298,7 +299,7 @@ def test_bad_settings_are_refused(kind: type[StepSettings], bad):
 
 def test_a_nan_spares_the_other_pictures(tiny):
     images = pictures(4)
-    network = tiny.synthesizer(batch_size=2).network
+    network = tiny.synthesizer(precision="float32", batch_size=2).network
 
     class Broken(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -306,9 +307,9 @@ def test_a_nan_spares_the_other_pictures(tiny):
             return network(x) * torch.where(x.mean((1, 2, 3)) < -1, torch.nan, 1.0)[:, None]
 
     images[1] *= 0.1
-    tiny.synthesizer(batch_size=2).network = Broken()
+    tiny.synthesizer(precision="float32", batch_size=2).network = Broken()
     with pytest.raises(NonFiniteError) as caught:
-        rs.translate(tiny, images, 1, steps=2)
+        rs.translate(tiny, images, 1, steps=2, precision="float32")
     assert set(caught.value.failures) == {1}
     assert caught.value.images.shape == images.shape
 
@@ -360,3 +361,54 @@ def test_texture_needs_class_seeds(tiny):
     wrapped = rs.Classifier.wrap(tiny.network, classes=tiny.classes, mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
     with pytest.raises(UserError, match="seeds"):
         rs.sketch(wrapped, pictures(1), 1, steps=0, texture=0.5)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_a_small_region_is_painted_however_wide_the_feather(side, tiny):
+    images, mask = pictures(1), torch.zeros(1, 16, 16)
+    mask[:, 3 : 3 + side, 3 : 3 + side] = 1
+    made = rs.paint(tiny, images, 5, mask=mask, eps=4.0, step_size=0.3, steps=4, only_inside=True, feather=6.0)
+    assert not made.equal(images)
+
+
+@pytest.mark.parametrize("unit", [np.int64(3), torch.tensor(3), [3], (3,), np.array([3])], ids=repr)
+def test_units_may_be_any_integers(unit, tiny):
+    given = {"mask": hole(16, 16), "steps": 2}
+    assert rs.paint(tiny, pictures(1), unit, **given).equal(rs.paint(tiny, pictures(1), 3, **given))
+
+
+def test_results_do_not_depend_on_which_precision_was_measured_for_which_batch(tiny):
+    from robustsynth.tasks.running import chosen_precision
+
+    images = pictures(3)
+    named = rs.refine(tiny, images, 1, steps=3, batch_size=2, precision=chosen_precision(tiny))
+    assert rs.refine(tiny, images, 1, steps=3, batch_size=2).equal(named)
+
+
+def test_another_norm_needs_its_own_sizes(tiny):
+    with pytest.raises(UserError, match="eps and step_size"):
+        rs.refine(tiny, pictures(1), 1, norm="linf")
+    made = rs.refine(tiny, pictures(1), 1, norm="linf", eps=0.05, step_size=0.02, steps=5)
+    assert (made - pictures(1)).abs().max() <= 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_views_computed_again_give_the_gradient_of_one_pass(shift, tiny):
+    from robustsynth.tasks.views import Shifted, Viewed, choose_views
+
+    picture = pictures(1, 16, 60)
+    views = choose_views((16, 60), 16)
+    assert len(views) > 2
+    twin = tiny.synthesizer(precision="float32", batch_size=2)
+    seen = Viewed(Shifted(twin, shift), views, 16)
+    for _ in range(3):
+        variable = picture.clone().requires_grad_(True)
+        value = seen(variable).square().sum()
+        (again,) = torch.autograd.grad(value, variable)
+        step = 0.01 * again / again.norm()
+        before = seen.network.calls
+        # The same call's shift, a little further along the gradient: the value rises as the gradient says.
+        seen.network.calls = before - 1
+        with torch.no_grad():
+            risen = seen(picture + step).square().sum() - value
+        assert risen.item() == pytest.approx(0.01 * again.norm().item(), rel=0.3)

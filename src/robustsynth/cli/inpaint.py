@@ -28,6 +28,8 @@ def command(mask: tuple[str, ...], invert: bool, patch: int | None, seed: int, *
 
     call = PictureCommand("inpaint", options)
     source = MaskSource(mask, invert=invert, patch=patch, seed=seed, own_alpha=True)
+    recorded = source.record(call.pictures)
+    source.check(call.pictures)
 
     def view(images: Tensor, chunk: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
         holes = source.masks(chunk, images)
@@ -39,4 +41,4 @@ def command(mask: tuple[str, ...], invert: bool, patch: int | None, seed: int, *
         holes = source.masks(chunk, images)
         return {"": inpaint(call.model, images, labels, mask=holes, on_step=on_step, **call.arguments)}
 
-    call.run(Plan(solve, extra=source.record(call.pictures), view=view))
+    call.run(Plan(solve, extra=recorded, view=view))

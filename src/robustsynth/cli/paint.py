@@ -32,6 +32,10 @@ def command(unit: str, mask: tuple[str, ...], invert: bool, patch: int | None, s
     sources = [MaskSource((each,), invert=invert, patch=patch, seed=seed) for each in mask]
     sources = sources or [MaskSource((), invert=invert, patch=patch, seed=seed)]
 
+    extra = {"units": units, "masks": [source.record(call.pictures) for source in sources]}
+    for source in sources:
+        source.check(call.pictures)
+
     def regions(images: Tensor, chunk: Sequence[Picture]) -> list[Tensor]:
         return [source.masks(chunk, images) for source in sources]
 
@@ -45,5 +49,4 @@ def command(unit: str, mask: tuple[str, ...], invert: bool, patch: int | None, s
         masks = regions(images, chunk)
         return {"": paint(call.model, images, units, mask=masks, on_step=on_step, **call.arguments)}
 
-    extra = {"units": units, "masks": [source.record(call.pictures) for source in sources]}
     call.run(Plan(solve, extra=extra, labelled=False, view=view, runs=len(units)))

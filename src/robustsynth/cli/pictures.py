@@ -111,9 +111,15 @@ class PictureCommand:
         self.label: int | None = None
         if options.get("label") is not None:
             self.label = named_class(self.model, options["label"])
+        from robustsynth.tasks.running import BATCH, chosen_precision
+
+        self.execution: dict[str, Any] = {
+            "precision": options["precision"] or chosen_precision(self.model),
+            "batch_size": options["batch_size"] or BATCH,
+        }
+        self.stopping: list[int] = []
         self.arguments: dict[str, Any] = {
-            "precision": options["precision"],
-            "batch_size": options["batch_size"],
+            **self.execution,
             **dataclasses.asdict(self.settings),
         }
 
@@ -123,7 +129,6 @@ class PictureCommand:
 
         from robustsynth.cli.describe import describe_model
         from robustsynth.tasks.picture_job import PictureJob
-        from robustsynth.tasks.running import BATCH
 
         settings = dataclasses.asdict(self.settings)
         told = settings | plan.extra
@@ -135,11 +140,14 @@ class PictureCommand:
             self.pictures,
             told,
             self.options["out"],
+            execution=self.execution,
             endings=plan.endings,
+            animation=f".{self.options['trajectory']}" if self.options["trajectory"] else None,
             overwrite=self.options["overwrite"],
         )
         say(describe_model(self.model))
         say(f"settings: {', '.join(f'{k}={v}' for k, v in settings.items())}")
+        say(f"running in {self.execution['precision']}, {self.execution['batch_size']} pictures a batch")
         for picture in self.pictures:
             if picture.notes:
                 say(f"{picture.path.name}: {', '.join(picture.notes)}")
@@ -147,21 +155,19 @@ class PictureCommand:
             say(f"{len(self.pictures) - len(job.missing)} of {len(self.pictures)} pictures are there already")
         total = len(job.missing) * max(self.settings.steps, 1) * plan.runs
         with (
-            _stoppable() as stopping,
+            _stoppable(self.stopping),
             tqdm(total=total, unit="step", disable=not interactive(), desc=self.task) as bar,
         ):
             whole = job.run(
-                lambda chunk: self._solve(plan, chunk, stopping, bar.update),
-                batch_size=self.options["batch_size"] or BATCH,
+                lambda chunk: self._solve(plan, chunk, bar.update),
+                batch_size=self.execution["batch_size"],
             )
         if not whole:
             say(f"stopped; what there is so far is in {job.out}, and the same command goes on")
             raise SystemExit(130)
-        say(f"wrote {len(job.missing)} pictures and figure.png to {job.out}")
+        say(f"wrote {len(job.missing)} pictures to {job.out}; figure.png shows them")
 
-    def _solve(
-        self, plan: Plan, chunk: Sequence[Picture], stopping: list[int], advance: Callable[[int], object]
-    ) -> list[Made]:
+    def _solve(self, plan: Plan, chunk: Sequence[Picture], advance: Callable[[int], object]) -> list[Made]:
         import torch
 
         from robustsynth.cli.trajectories import Trajectories
@@ -169,13 +175,14 @@ class PictureCommand:
         from robustsynth.tasks.picture_job import Made
         from robustsynth.tasks.running import predict
 
+        stopping = self.stopping
         if stopping:
             return []
         images = as_tensor([p.image for p in chunk])
         seen, shown = plan.view(images, chunk)
         labels: Tensor | None = None
         if plan.labelled:
-            views, precision = self.settings.views, self.options["precision"]
+            views, precision = self.settings.views, self.execution["precision"]
             labels = (
                 predict(self.model, seen, views=views, precision=precision)
                 if self.label is None
@@ -196,7 +203,7 @@ class PictureCommand:
         trajectories.write(Path(self.options["out"]), results)
         made = []
         for place, picture in enumerate(chunk):
-            record: dict[str, Any] = {}
+            record: dict[str, Any] = {"seen": self._seen(next(iter(results.values())))}
             caption = picture.name
             if labels is not None:
                 name = self.model.classes[int(labels[place])]
@@ -215,6 +222,17 @@ class PictureCommand:
                 )
             )
         return made
+
+    def _seen(self, result: Tensor) -> str:
+        """How the classifier saw a picture, in words."""
+        from robustsynth.tasks.views import choose_views
+
+        size = (result.shape[2], result.shape[3])
+        side = self.model.image_size or min(size)
+        views = choose_views(size, side, self.settings.views)
+        if len(views) > 1:
+            return f"in {len(views)} squares of {views[0].width} pixels, each as {side}×{side}"
+        return f"whole, as {side}×{side}"
 
 
 def named_class(model: Classifier, name: str) -> int:
@@ -242,9 +260,8 @@ def split_numbers(text: str, what: str) -> list[int]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """A list that fills when the user asks to stop; asking twice stops at once."""
-    asked: list[int] = []
+def _stoppable(asked: list[int]) -> Iterator[None]:
+    """Fill the list when the user asks to stop; asking twice stops at once."""
 
     def note(number: int, _: object) -> None:
         if asked:
@@ -253,7 +270,7 @@ def _stoppable() -> Iterator[list[int]]:
 
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -34,9 +34,11 @@ def command(targets: str, **options: Any) -> None:
     endings = tuple(f"-{name.replace(' ', '_')}" for name in names) if several else ("",)
 
     def solve(images: Tensor, labels: Tensor | None, chunk: Sequence[Picture], on_step: OnStep) -> dict[str, Tensor]:
-        return {
-            ending: translate(call.model, images, index, on_step=on_step, **call.arguments)
-            for ending, index in zip(endings, wanted, strict=True)
-        }
+        results: dict[str, Tensor] = {}
+        for ending, index in zip(endings, wanted, strict=True):
+            results[ending] = translate(call.model, images, index, on_step=on_step, **call.arguments)
+            if call.stopping:
+                break  # What was not begun is not there: a source is nobody's translation.
+        return results
 
     call.run(Plan(solve, extra={"to": names}, labelled=False, endings=endings, runs=len(wanted)))

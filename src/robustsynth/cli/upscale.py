@@ -22,8 +22,11 @@ def command(factor: float, **options: Any) -> None:
     """Make small pictures large. The class may be named in another vocabulary: --label dog, --label truck."""
     from robustsynth.resampling import resample
     from robustsynth.tasks.upscale import enlarged_size, upscale
+    from robustsynth.tasks.views import check_size
 
     call = PictureCommand("upscale", options)
+    for picture in call.pictures:
+        check_size(*enlarged_size(picture.size, factor))
 
     def view(images: Tensor, chunk: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
         bicubic = resample(images, enlarged_size((images.shape[2], images.shape[3]), factor), "bicubic").clamp(0, 1)

@@ -57,8 +57,9 @@ def inpaint(
         >>> bool((result != images).any(1, keepdim=True)[0].logical_or(hole > 0).eq(hole > 0).all())
         True
     """
-    images = check_pictures(model, images)
-    holes = check_mask(mask, images).float()
+    holes = check_mask(mask, images).float().cpu()
+    # Before anything else looks at them: whatever is there, even NaN, must not matter.
+    images = check_pictures(model, torch.where(holes > 0, 0.0, images.detach().cpu()))
     resolved = resolve_settings(InpaintSettings, "inpaint", model, preset=preset, given=settings)
     filled = fill(images, holes, resolved.fill)
     task = PictureTask(model, images, resolved, precision=precision, batch_size=batch_size)

@@ -15,7 +15,7 @@ from robustsynth.masks import check_mask
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.representation import feature_network
 from robustsynth.objectives import Distance, Objective
-from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
+from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures, chosen_precision
 from robustsynth.tasks.settings import resolve_settings
 from robustsynth.tasks.sketch import softened
 from robustsynth.tasks.step_settings import PaintSettings
@@ -77,12 +77,13 @@ def paint(
     """
     images = check_pictures(model, images)
     resolved = resolve_settings(PaintSettings, "paint", model, preset=preset, given=settings)
-    units = [unit] if isinstance(unit, int) else [int(u) for u in unit]
-    masks = [mask] if isinstance(mask, Tensor) else list(mask)
+    units = [int(u) for u in torch.as_tensor(unit).reshape(-1).tolist()]
+    masks = list(mask) if isinstance(mask, (list, tuple)) else [torch.as_tensor(mask)]
     if len(masks) not in (1, len(units)) or not units:
         raise UserError(f"expected one mask, or one for each of {len(units)} units, got {len(masks)}")
     regions = [check_mask(m, images).float() for m in masks]
     regions *= len(units) // len(regions)
+    precision = precision or chosen_precision(model)
     network = feature_network(model, straight_through=resolved.straight_through, precision=precision)
     task = PictureTask(model, images, resolved, precision=precision, batch_size=batch_size, network=network)
     width = _width(task, images[:1])
@@ -112,13 +113,23 @@ def _paint_one(
 
 
 def faded(region: Tensor, reach: float) -> Tensor:
-    """A region (N, 1, H, W) of 0 and 1 that rises from 0 at its border to 1 within `reach` pixels, inwards.
+    """A region (N, 1, H, W) of 0 and 1 that rises from 0 at its border to 1 within `reach` pixels, inwards; within
+    fewer where the region is too narrow for that.
 
     Example:
         >>> faded(torch.ones(1, 1, 2, 2), 0.0).tolist()
         [[[[1.0, 1.0], [1.0, 1.0]]]]
     """
-    return (2 * softened(region, reach / 2) - 1).clamp(0, 1) if reach > 0 else region
+    return torch.cat([_faded_one(one[None], reach) for one in region]) if len(region) else region
+
+
+def _faded_one(region: Tensor, reach: float) -> Tensor:
+    while reach > 0.5:
+        soft = (2 * softened(region, reach / 2) - 1).clamp(0, 1) * region
+        if soft.amax() > 0.9:
+            return soft
+        reach /= 2
+    return region
 
 
 def _width(task: PictureTask, example: Tensor) -> int:

@@ -66,7 +66,8 @@ class PictureTask:
         if self.batch_size < 1:
             raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
         self.views = choose_views(self.size, self.side, settings.views)
-        twin = model.synthesizer(precision=precision, batch_size=self.batch_size)
+        self.precision = precision or chosen_precision(model)
+        twin = model.synthesizer(precision=self.precision, batch_size=self.batch_size)
         self.logits = Viewed(twin, self.views, self.side)
         self.looked_through = twin if network is None else network
 
@@ -127,6 +128,18 @@ class PictureTask:
         return result
 
 
+def chosen_precision(model: Classifier) -> str:
+    """What is fastest for the model on this machine: measured once, and not for each batch size, so that results do
+    not depend on it.
+
+    Example:
+        >>> from robustsynth.models.files import load_model
+        >>> chosen_precision(load_model("mnist")) in ("float32", "bfloat16")
+        True
+    """
+    return model.synthesizer().execution.precision
+
+
 def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, precision: str | None = None) -> Tensor:
     """The most likely class (N,) of pictures (N, C, H, W) in [0, 1] of any size.
 
@@ -161,7 +174,11 @@ def check_labels(labels: Tensor | Sequence[int] | int, model: Classifier, count:
     Raises:
         UserError: not (N,) integers, or not among the classes.
     """
-    labels = torch.as_tensor(labels).cpu()
+    try:
+        labels = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"expected integer labels, one an image, got {labels!r}; see the model's classes") from None
+    labels = labels if labels.numel() else labels.long()
     if labels.ndim == 0:
         labels = labels.expand(count)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool or len(labels) != count:

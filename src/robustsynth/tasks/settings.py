@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
-from robustsynth.tasks.step_settings import StepSettings, choice
+from robustsynth.tasks.step_settings import PictureSettings, StepSettings, choice
 
 if TYPE_CHECKING:  # The command line reads settings before it pays for importing torch.
     from robustsynth.models.classifier import Classifier
@@ -96,7 +96,21 @@ def resolve_settings(
         values |= {name: value for name, value in tuned.items() if name in fields}
     else:
         values |= _preset_values(preset, task, model, given)
-    return kind(**(values | given))
+    found = kind(**(values | given))
+    _check_norm(found, values, given)
+    return found
+
+
+def _check_norm(found: object, values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse sizes that were meant for another norm: an ℓ2 radius is no ℓ∞ one."""
+    if not isinstance(found, PictureSettings) or found.norm == values.get("norm", "l2"):
+        return
+    missing = [name for name in ("eps", "step_size") if name not in given]
+    if missing:
+        raise UserError(
+            f"expected {' and '.join(missing)} beside norm={found.norm}, whose sizes are other ones, got neither; "
+            "for linf, 0.1 and 0.01 are a start"
+        )
 
 
 def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, Any]) -> dict[str, Any]:

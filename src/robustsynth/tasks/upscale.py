@@ -88,7 +88,7 @@ def upscale(
     start = resample(low, size, resolved.start).clamp(0, 1)
     start = back_project(start, low, rounds=resolved.consistency)
     task = PictureTask(model, low, resolved, size=size, precision=precision, batch_size=batch_size)
-    labels = task.labels(labels, start)
+    labels = task.labels(labels, resample(low, size, "bicubic").clamp(0, 1) if labels is None else start)
 
     def state(places: Tensor) -> Statement:
         small = low[places].to(model.device)
@@ -102,7 +102,7 @@ def upscale(
 
 
 def enlarged_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """(h, w) times `factor`, rounded half up.
+    """(h, w) times `factor`, rounded as Python rounds.
 
     Raises:
         UserError: a factor below 1, or not finite.
@@ -113,4 +113,4 @@ def enlarged_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     """
     if not 1 <= factor < float("inf"):
         raise UserError(f"expected a finite factor of 1 or more, got {factor}")
-    return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
+    return round(size[0] * factor), round(size[1] * factor)

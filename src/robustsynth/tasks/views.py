@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from robustsynth.errors import UserError
 from robustsynth.pictures import LARGEST
@@ -22,6 +22,9 @@ VIEWS = ("whole", "squares", "tiles")
 
 WIDEST = 4 / 3
 """Aspect ratio up to which a picture is seen whole, squeezed into a square. Classifiers are trained with as much."""
+
+MOST = 600
+"""Views that a picture may take: each costs as much as an image of the classifier's size does."""
 
 SMALLEST = 8
 """Pixels that the shorter side of a picture must have."""
@@ -60,7 +63,13 @@ View(top=0, left=144, height=96, width=96)]
     if kind == "whole":
         return [View(0, 0, height, width)]
     edge = min(height, width) if kind == "squares" else min(height, width, side)
-    return [View(top, left, edge, edge) for top in _places(height, edge) for left in _places(width, edge)]
+    rows, columns = _places(height, edge), _places(width, edge)
+    if len(rows) * len(columns) > MOST:
+        raise UserError(
+            f"expected a picture that {MOST} {kind} cover, got one of {width}×{height} pixels that takes "
+            f"{len(rows) * len(columns)}; give views=whole, or reduce the picture"
+        )
+    return [View(top, left, edge, edge) for top in rows for left in columns]
 
 
 def _places(length: int, edge: int) -> list[int]:
@@ -89,10 +98,17 @@ class Viewed:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
+        # One shift for all views, decided here: computing a view again must not count as another call.
+        network = self.network.once() if isinstance(self.network, Shifted) else self.network
         outputs = []
         for v in self.views:
             part = pictures[:, :, v.top : v.top + v.height, v.left : v.left + v.width]
-            outputs.append(self.network(resample(part, (self.side, self.side), "bilinear")))
+            shown = resample(part, (self.side, self.side), "bilinear")
+            if len(self.views) > 1 and torch.is_grad_enabled():
+                # What the backward pass needs of a view is computed again, not kept: there may be hundreds.
+                outputs.append(checkpoint(network, shown, use_reentrant=False))
+            else:
+                outputs.append(network(shown))
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
 
@@ -117,9 +133,12 @@ class Shifted:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
-        across, down = shift_of(self.calls, min(self.shift, images.shape[-1] // 2))
-        self.calls += 1
-        return self.network(moved(images, across, down))
+        return self.once()(images)
+
+    def once(self) -> Callable[[Tensor], Tensor]:
+        """The network with the next call's shift, to be called as often as one likes."""
+        call, self.calls = self.calls, self.calls + 1
+        return lambda images: self.network(moved(images, *shift_of(call, min(self.shift, images.shape[-1] // 2))))
 
 
 def shift_of(index: int, most: int) -> tuple[int, int]:
@@ -140,11 +159,19 @@ def moved(images: Tensor, across: int, down: int) -> Tensor:
     """Images (N, C, H, W) shifted right and down by whole pixels, mirrored at their borders."""
     if across == 0 and down == 0:
         return images
-    reach = max(abs(across), abs(down))
-    height, width = images.shape[2:]
-    padded = F.pad(images, (reach,) * 4, mode="reflect")
-    top, left = reach - down, reach - across
-    return padded[:, :, top : top + height, left : left + width]
+    # By slices: the backward pass of reflecting padding is not repeatable on a graphics card.
+    return _along(_along(images, across, 3), down, 2)
+
+
+def _along(images: Tensor, by: int, dim: int) -> Tensor:
+    """Moved by whole pixels towards the end of a dimension, mirrored at the border without repeating it."""
+    length = images.shape[dim]
+    if by > 0:
+        return torch.cat([images.narrow(dim, 1, by).flip(dim), images.narrow(dim, 0, length - by)], dim)
+    if by < 0:
+        kept = images.narrow(dim, -by, length + by)
+        return torch.cat([kept, images.narrow(dim, length + by - 1, -by).flip(dim)], dim)
+    return images
 
 
 def size_ratio(size: tuple[int, int], side: int, norm: str) -> float:
