@@ -1,6 +1,6 @@
 """The tasks on held-out photographs, scored by an independent classifier.
 
-    python benchmarks/tasks.py --model imagenette --judge zoo/imagenette-standard --data imagenette --num 200
+    python benchmarks/tasks.py --model imagenette --judge imagenette-standard --data imagenette --num 200
 
 Super-resolution: the photographs averaged by 8, enlarged again. Inpainting: a square of 60/224 of the side at a random
 place. Translation: each photograph to the class three further on. Sketches: a folder of drawings named by class.
