@@ -242,7 +242,7 @@ def test_units_and_masks_that_do_not_fit_are_refused(unit, count, tiny):
 
 
 def test_softening_blurs_and_keeps_what_is_plain():
-    from robustsynth.tasks.sketch import softened
+    from robustsynth.tasks.softness import softened
 
     plain, noisy = torch.full((1, 3, 20, 30), 0.25), pictures(1, 20, 30)
     assert torch.allclose(softened(plain, 2.5), plain, atol=1e-6)

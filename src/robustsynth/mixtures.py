@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from robustsynth.seeds import RIDGE, SEEDS_FILE, ClassSeeds, pixels_of, to_frequ
 MIXTURES_FILE = "mixtures.safetensors"
 
 COMPONENTS = 4
-"""Of each class. Held-out images of CIFAR-10 are hardly likelier, or less likely, under more."""
+"""Of each class. Held-out images of CIFAR-10 are less likely under more."""
 
 FLOOR = 1e-3
 """Added to variances, of coordinates whose variance over the class is 1, so that no component closes on one image."""
@@ -124,7 +125,8 @@ class ClassMixtures:
 def fit_class_mixtures(
     seeds: ClassSeeds, images: np.ndarray, labels: np.ndarray, *, components: int = COMPONENTS
 ) -> ClassMixtures:
-    """Fit a mixture to each class, with full or with diagonal covariances, whichever makes held-out images likelier.
+    """Fit a mixture to each class, all with full or all with diagonal covariances, whichever makes held-out images
+    likelier.
 
     Args:
         seeds: whose directions to use; fitted on the same images.
@@ -145,7 +147,7 @@ def fit_class_mixtures(
     _scikit_learn()
     if components < 1:
         raise UserError(f"expected 1 or more components, got {components}")
-    fitted: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
+    along, strength = [], []
     for label in range(len(seeds.mean)):
         chosen = np.flatnonzero(labels == label)
         if len(chosen) < 5 * components:
@@ -153,18 +155,19 @@ def fit_class_mixtures(
                 f"expected at least {5 * components} images of each class for {components} components, got "
                 f"{len(chosen)} of class {label}; ask for fewer components"
             )
-        centred = (pixels_of(images, chosen, seeds.mean.shape[-1]) - seeds.mean[label]).flatten(1)
-        basis = seeds.basis[label]
-        # A class of few images has fewer directions than there is room for; the rest of the basis is zero.
-        along = centred @ basis.T / basis.square().sum(1).clamp_min(1e-12)
-        model = _likeliest(along.double().numpy(), components)
-        left = to_frequencies((centred - along @ basis).view(-1, *seeds.mean.shape[1:]))
-        shares = torch.from_numpy(model.predict_proba(along.double().numpy())).float()
-        fitted["weights"].append(torch.from_numpy(model.weights_).float())
-        fitted["means"].append(torch.from_numpy(model.means_).float())
-        fitted["factors"].append(torch.from_numpy(_factors(model)).float())
-        fitted["detail"].append(_detail(left, seeds.residual[label], shares))
-    return ClassMixtures(**{name: torch.stack(rows) for name, rows in fitted.items()})
+        inside, outside = _parts(seeds, label, pixels_of(images, chosen, seeds.mean.shape[-1]))
+        along.append(inside)
+        strength.append(outside)
+    kind = _likelier_kind(along, components)
+    fitted: dict[str, list[np.ndarray]] = {name: [] for name in TENSORS}
+    for inside, outside in zip(along, strength, strict=True):
+        model = _fitted(kind, components, inside)
+        shares = model.predict_proba(inside)
+        fitted["weights"].append(model.weights_)
+        fitted["means"].append(model.means_)
+        fitted["factors"].append(_factors(model))
+        fitted["detail"].append(np.sqrt(shares.T @ outside / shares.sum(0).clip(1e-6)))
+    return ClassMixtures(**{name: torch.from_numpy(np.stack(rows)).float() for name, rows in fitted.items()})
 
 
 def add_mixtures(folder: Path | str, images: np.ndarray, labels: np.ndarray, *, components: int = COMPONENTS) -> Path:
@@ -201,20 +204,38 @@ def _scikit_learn() -> Any:
     return GaussianMixture, ConvergenceWarning
 
 
-def _likeliest(along: np.ndarray, components: int) -> Any:
-    """The mixture of (n, R) coordinates with the kind of covariance under which a tenth that it did not see is
-    likeliest, fitted to all."""
+def _parts(seeds: ClassSeeds, label: int, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n, R) of images of a class along its directions, and how much stronger than the class's average
+    each one's residual is (n,), as a variance, all frequencies counting alike."""
+    centred = (pixels - seeds.mean[label]).flatten(1)
+    basis, residual = seeds.basis[label], seeds.residual[label]
+    # A class of few images has fewer directions than there is room for; the rest of the basis is zero.
+    inside = centred @ basis.T / basis.square().sum(1).clamp_min(1e-12)
+    left = to_frequencies((centred - inside @ basis).view(pixels.shape))
+    weight = 1 / (residual.square() + RIDGE)
+    expected = float((residual.square() * weight).sum())
+    if expected < 1e-3:  # Nothing is left outside of the directions.
+        return inside.double().numpy(), np.ones(len(pixels))
+    return inside.double().numpy(), ((left.square() * weight).flatten(1).sum(1) / expected).double().numpy()
+
+
+def _fitted(kind: str, components: int, along: np.ndarray) -> Any:
     mixture, cut_short = _scikit_learn()
-    order = np.random.default_rng(0).permutation(len(along))
-    held, seen = along[order[: max(1, len(along) // 10)]], along[order[max(1, len(along) // 10) :]]
-
-    def fitted(kind: str, values: np.ndarray) -> Any:
-        return mixture(components, covariance_type=kind, reg_covar=FLOOR, random_state=0).fit(values)
-
     with warnings.catch_warnings():
         # A fit that still improves a little after its last round, or images that are all alike, do no harm.
         warnings.simplefilter("ignore", cut_short)
-        return fitted(max(("diag", "full"), key=lambda kind: fitted(kind, seen).score(held)), along)
+        return mixture(components, covariance_type=kind, reg_covar=FLOOR, random_state=0).fit(along)
+
+
+def _likelier_kind(along: Sequence[np.ndarray], components: int) -> str:
+    """The kind of covariances under which a tenth of each class, which the fit has not seen, is likelier."""
+    scores = {"diag": 0.0, "full": 0.0}
+    for values in along:
+        order = np.random.default_rng(0).permutation(len(values))
+        first = max(1, len(values) // 10)
+        for kind in scores:
+            scores[kind] += _fitted(kind, components, values[order[first:]]).score(values[order[:first]])
+    return max(scores, key=lambda kind: scores[kind])
 
 
 def _factors(model: Any) -> np.ndarray:
@@ -222,18 +243,3 @@ def _factors(model: Any) -> np.ndarray:
     if model.covariance_type == "full":
         return np.linalg.cholesky(model.covariances_)
     return np.stack([np.diag(np.sqrt(variances)) for variances in model.covariances_])
-
-
-def _detail(left: Tensor, residual: Tensor, shares: Tensor) -> Tensor:
-    """How much stronger than the class's the residual of each component (M,) is, the frequencies counting alike.
-
-    Args:
-        left: (n, C, h, w), residuals of the class's images by frequency.
-        residual: (C, h, w), their standard deviations.
-        shares: (n, M), of each component in each image.
-    """
-    weight = 1 / (residual.square() + RIDGE)
-    energy = (left.square() * weight).flatten(1).sum(1)
-    expected = (residual.square() * weight).sum().clamp_min(1e-6)
-    component = (shares.T @ energy) / shares.sum(0).clamp_min(1e-6) / expected
-    return component.sqrt() if float(expected) > 1e-3 else torch.ones(shares.shape[1])

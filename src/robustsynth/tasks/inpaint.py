@@ -15,6 +15,7 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
 from robustsynth.tasks.settings import resolve_settings
+from robustsynth.tasks.softness import faded
 from robustsynth.tasks.step_settings import InpaintSettings
 
 
@@ -64,14 +65,17 @@ def inpaint(
     filled = fill(images, holes, resolved.fill)
     task = PictureTask(model, images, resolved, precision=precision, batch_size=batch_size)
     labels = task.labels(labels, filled)
+    soft = faded(holes, resolved.feather * max(task.size) / task.side)
 
     def state(places: Tensor) -> Statement:
         start, hole = filled[places].to(model.device), holes[places].to(model.device)
         objective = CrossEntropy(task.seen(), labels[places].to(model.device))
         if resolved.only_inside:
-            return Statement(start, objective, Inside(task.ball(), hole))
+            return Statement(start, objective, Inside(task.ball(), soft[places].to(model.device)))
         # The filled image stands in for the known pixels: it is the same outside, where alone the weight is not 0.
         return Statement(start, objective + resolved.penalty * Distance(start, 1 - hole))
 
     result = task.run(state, on_step)
+    if resolved.only_inside:
+        result = torch.lerp(filled, result, soft)
     return torch.where(holes > 0, result, images) if resolved.keep_known else result

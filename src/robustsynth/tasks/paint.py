@@ -17,7 +17,7 @@ from robustsynth.models.representation import feature_network
 from robustsynth.objectives import Distance, Objective
 from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures, chosen_precision
 from robustsynth.tasks.settings import resolve_settings
-from robustsynth.tasks.sketch import softened
+from robustsynth.tasks.softness import faded
 from robustsynth.tasks.step_settings import PaintSettings
 
 
@@ -110,26 +110,6 @@ def _paint_one(
 
     result = task.run(state, on_step)
     return torch.lerp(images, result, soft) if settings.only_inside else result
-
-
-def faded(region: Tensor, reach: float) -> Tensor:
-    """A region (N, 1, H, W) of 0 and 1 that rises from 0 at its border to 1 within `reach` pixels, inwards; within
-    fewer where the region is too narrow for that.
-
-    Example:
-        >>> faded(torch.ones(1, 1, 2, 2), 0.0).tolist()
-        [[[[1.0, 1.0], [1.0, 1.0]]]]
-    """
-    return torch.cat([_faded_one(one[None], reach) for one in region]) if len(region) else region
-
-
-def _faded_one(region: Tensor, reach: float) -> Tensor:
-    while reach > 0.5:
-        soft = (2 * softened(region, reach / 2) - 1).clamp(0, 1) * region
-        if soft.amax() > 0.9:
-            return soft
-        reach /= 2
-    return region
 
 
 def _width(task: PictureTask, example: Tensor) -> int:

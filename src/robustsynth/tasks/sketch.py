@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustsynth.images import to_uint8
@@ -18,6 +16,7 @@ from robustsynth.randomness import image_generators
 from robustsynth.resampling import resample
 from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
 from robustsynth.tasks.settings import resolve_settings
+from robustsynth.tasks.softness import softened
 from robustsynth.tasks.starts import model_seeds
 from robustsynth.tasks.step_settings import SketchSettings
 
@@ -95,21 +94,3 @@ def _in_class_colours(
 def _generators(drawings: Tensor, seed: int) -> list[torch.Generator]:
     """One for each drawing, keyed by what it shows: its place in a folder or a batch must not matter."""
     return image_generators(seed, [zlib.crc32(image.tobytes()) for image in to_uint8(drawings)])
-
-
-def softened(images: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) blurred by a Gaussian of `sigma` pixels, borders continued; 0 leaves them as they are.
-
-    Example:
-        >>> softened(torch.eye(3)[None, None], 0.0).equal(torch.eye(3)[None, None])
-        True
-    """
-    reach = math.ceil(3 * sigma)
-    if reach == 0:
-        return images
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    for direction in (kernel, kernel.transpose(2, 3)):
-        padding = [reach * (direction.shape[3] > 1)] * 2 + [reach * (direction.shape[2] > 1)] * 2
-        images = F.conv2d(F.pad(images, padding, mode="replicate"), direction, groups=images.shape[1])
-    return images.clamp(0, 1)

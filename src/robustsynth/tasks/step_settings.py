@@ -89,6 +89,8 @@ class InpaintSettings(PictureSettings):
         penalty: λ, weight of the mean squared difference from the known pixels.
         only_inside: let steps change the hole alone, so that none of their length is spent outside.
         keep_known: give the known pixels back exactly as they were.
+        feather: pixels, at the model's image size, over which what is drawn fades into the fill within the hole's
+            border, so that no frame shows; for `only_inside`.
     """
 
     eps: float = 21.0
@@ -98,6 +100,7 @@ class InpaintSettings(PictureSettings):
     penalty: float = 10.0
     only_inside: bool = False
     keep_known: bool = True
+    feather: float = 0.0
 
 
 @dataclass(frozen=True)
