@@ -461,6 +461,7 @@ def test_noise_has_its_level_and_contrast():
     assert drawn.shape == (3, 3, 32, 32)
     torch.testing.assert_close(drawn.mean((2, 3)), torch.full((3, 3), 0.4), rtol=0, atol=1e-4)
     torch.testing.assert_close(drawn.std((2, 3)), torch.full((3, 3), 0.05), rtol=0, atol=1e-3)
+    assert torch.equal(drawn[:, 0], drawn[:, 2]), "grey"
     # Smoother than white noise, whose neighbours differ by √2 standard deviations.
     assert float(drawn.diff(dim=3).std()) < 0.7 * 2**0.5 * 0.05
 

@@ -261,7 +261,7 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_each_step_of_each_seed_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draws: list[float] = []
 
-    def draw(images: torch.Tensor, _: TrainSettings, stream: torch.Generator) -> torch.Tensor:
+    def draw(images: torch.Tensor, _: TrainSettings, stream: torch.Generator, *, side: int) -> torch.Tensor:
         draws.append(float(torch.rand(1, generator=stream)))
         return images
 

@@ -269,8 +269,8 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     """Noise around a grey of brightness `level`, (N, C, H, W) in [0, 1], of standard deviation `contrast`.
 
     Its amplitudes fall with frequency as those of photographs do (Field 1987, "Relations between the statistics of
-    natural images and the response properties of cortical cells"): white noise of the same contrast shows as grain in
-    what becomes of it.
+    natural images and the response properties of cortical cells"), and it is grey: white noise of the same contrast
+    shows as grain in what becomes of it, coloured noise as patches of wrong colours.
 
     Raises:
         UserError: the model has no image size.
@@ -286,7 +286,7 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     rows, columns = torch.fft.fftfreq(side).unsqueeze(1), torch.fft.rfftfreq(side).unsqueeze(0)
     frequency = torch.sqrt(rows**2 + columns**2)
     frequency[0, 0] = float("inf")  # So that the mean is the level.
-    spectrum = torch.fft.rfft2(randomness.normal(generators, (model.channels, side, side))) / frequency
+    spectrum = torch.fft.rfft2(randomness.normal(generators, (1, side, side))) / frequency
     drawn = torch.fft.irfft2(spectrum, s=(side, side))
     drawn = drawn / drawn.std(dim=(2, 3), correction=0, keepdim=True).clamp_min(1e-12)
-    return (level + contrast * drawn).clamp(0, 1)
+    return (level + contrast * drawn).clamp(0, 1).repeat(1, model.channels, 1, 1)
