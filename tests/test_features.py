@@ -640,6 +640,11 @@ def test_features_writes_an_atlas_its_numbers_and_settings(tiny_folder, folder_o
         assert said in result.output
 
 
+def test_films_of_each_picture(tiny_folder, tmp_path):
+    assert features_of(tiny_folder, tmp_path, "--units", "3,0", "--trajectory", "gif").exit_code == 0
+    assert sorted(p.name for p in tmp_path.glob("*.gif")) == [f"unit-{u}-{n}.gif" for u in (0, 3) for n in (0, 1)]
+
+
 def test_units_are_chosen_for_classes(tiny_folder, tmp_path):
     model = load_model(tiny_folder, device="cpu")
     assert features_of(tiny_folder, tmp_path / "a", "--classes", "ship,cat", "--num", "3").exit_code == 0

@@ -18,7 +18,7 @@ from torch import Tensor
 DIRECT = 2**24
 """The largest rows × columns² that is solved directly: two matrices of columns² are kept a row, 256 MiB here."""
 
-PRECISION = 1e-7
+PRECISION = 1e-5
 """Conjugate gradients stop when no pixel differs by more from the weighted mean of its neighbours; and they end…"""
 
 ITERATIONS = 2000

@@ -30,38 +30,63 @@ def marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
         >>> marked_pixels(drawn).tolist()
         [[False, True], [False, False]]
     """
-    values = pixels.astype(np.int16)
-    if np.ptp(values, axis=2).max() <= SAME_COLOUR:
-        return _brighter(values.mean(axis=2))
-    background = _background(values)
+    # By colour rather than by pixel: drawings have few, and photographs fewer than pixels.
+    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
+    packed = red << 16 | green << 8 | blue
+    counts = np.bincount(packed.ravel(), minlength=1 << 24)
+    present = counts.nonzero()[0]
+    colours = np.stack([present >> 16, present >> 8 & 255, present & 255])
+    marked = _marked_colours(colours, counts[present])
+    if marked is None:
+        return None
+    table = np.zeros(1 << 24, dtype=bool)
+    table[present] = marked
+    return table[packed]
+
+
+def _marked_colours(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+    """Which of the colours (3, K) of a picture, which so many pixels have, are marks."""
+    if np.ptp(colours, axis=0).max() <= SAME_COLOUR:
+        return _brighter(colours.mean(axis=0), counts)
+    background = _background(colours, counts)
     if background is None:
         return None
     # A quarter of the way to the mark that differs most: JPEG smears colours beyond their rim.
-    distance = np.abs(values - background).max(axis=2)
+    distance = np.abs(colours - background[:, None]).max(axis=0)
     return distance > max(SAME_COLOUR, distance.max() / 4)
 
 
-def _brighter(tones: np.ndarray) -> np.ndarray | None:
+def _brighter(tones: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
     darkest, brightest = tones.min(), tones.max()
     if darkest == brightest:
         return np.zeros(tones.shape, dtype=bool)
     bright = tones > (darkest + brightest) / 2
     # A quarter of the range on either side: soft brushes and JPEG are no tones of their own.
     between = np.where(bright, brightest - tones, tones - darkest) > (brightest - darkest) / 4
-    return bright if between.mean() <= 1 - FLAT_SHARE else None
+    return bright if counts[between].sum() <= (1 - FLAT_SHARE) * counts.sum() else None
 
 
-def _background(values: np.ndarray) -> np.ndarray | None:
+def _background(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
     """The commonest colour, if few flat colours make up the picture."""
-    left = values.reshape(-1, 3)
-    enough = (1 - FLAT_SHARE) * len(left)
+    enough = (1 - FLAT_SHARE) * counts.sum()
     commonest = None
     for _ in range(FLAT_COLOURS):
-        cells, counts = np.unique(left // 8, axis=0, return_counts=True)
-        in_cell = (left // 8 == cells[counts.argmax()]).all(axis=1)
-        colour = np.median(left[in_cell], axis=0)
+        # 32 cells a channel, numbered.
+        cells = (colours[0] // 8 * 32 + colours[1] // 8) * 32 + colours[2] // 8
+        common = cells == np.bincount(cells, weights=counts).argmax()
+        colour = np.array([_median(values, counts[common]) for values in colours[:, common]])
         commonest = colour if commonest is None else commonest
-        left = left[np.abs(left - colour).max(axis=1) > SAME_COLOUR]
-        if len(left) <= enough:
+        left = np.abs(colours - colour[:, None]).max(axis=0) > SAME_COLOUR
+        colours, counts = colours[:, left], counts[left]
+        if counts.sum() <= enough:
             return commonest
     return None
+
+
+def _median(values: np.ndarray, counts: np.ndarray) -> float:
+    """The median of values that occur so many times each."""
+    order = values.argsort(kind="stable")
+    reached = counts[order].cumsum()
+    half = reached[-1] / 2
+    low, high = (values[order[np.searchsorted(reached, half, side=side)]] for side in ("left", "right"))
+    return float(low + high) / 2

@@ -9,6 +9,7 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import Numbers, parse_classes, settings_options
+from robustsynth.cli.trajectories import Trajectories, check_trajectory, trajectory_option
 from robustsynth.errors import UserError
 from robustsynth.tasks.feature_settings import FeatureSettings
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise drawn from.")
 @click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
 @settings_options(FeatureSettings)
+@trajectory_option
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given.")
 @click.option("--device", default=None, help="cpu or cuda.")
@@ -41,6 +43,7 @@ def command(
     split: str,
     seed: int,
     out: str,
+    trajectory: str | None,
     precision: str | None,
     batch_size: int | None,
     device: str | None,
@@ -50,7 +53,8 @@ def command(
     """Show what a model's units respond to, to choose some for painting.
 
     A row a unit: pictures drawn from noise to raise it, the images of --data that raise it most, and the classes that
-    it speaks for. Writes atlas.png, features.json and settings.json into the folder.
+    it speaks for. Writes atlas.png, features.json and settings.json into the folder, and with --trajectory how each
+    picture comes about.
     """
     from tqdm import tqdm
 
@@ -59,6 +63,7 @@ def command(
     from robustsynth.tasks.features import resolve_features
     from robustsynth.tasks.features_job import FeaturesJob
 
+    check_trajectory(trajectory)
     model = load_model(model_name, device=device)
     wanted = _wanted_units(model, units, classes, num)
     settings = resolve_features(model, given=given)
@@ -79,6 +84,8 @@ def command(
     say(f"settings: {', '.join(f'{k}={v}' for k, v in job.record['settings'].items())}")
     say(f"running in {job.execution.precision}, {job.execution.batch_size} images a batch, seed {seed}")
     total = len(images) if images is not None and settings.top else 0
+    names = [f"unit-{unit}-{number}" for unit in job.units for number in range(settings.drawn)]
+    films = Trajectories(trajectory, names, settings.steps)
     steps, hidden = len(job.units) * settings.drawn * settings.steps, not interactive()
     with (
         tqdm(total=total, unit="image", desc="looking", disable=hidden or not total) as looking,
@@ -86,6 +93,9 @@ def command(
     ):
 
         def advance(indices: Sequence[int], step: Step) -> None:
+            films.add(indices, step)
+            if step.index == settings.steps:
+                films.write_finished(job.out, indices)
             if step.index:  # x₀ is where it starts, not a step that was taken
                 drawing.update(len(indices))
 

@@ -9,6 +9,8 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import parse_classes, settings_options
+from robustsynth.cli.stopping import STOPPED, stoppable
+from robustsynth.cli.trajectories import Trajectories, check_trajectory, trajectory_option
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import GenerateSettings
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     help="First fit Gaussian mixtures to these training images, keep them beside the model, and start from them.",
 )
 @settings_options(GenerateSettings)
+@trajectory_option
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given.")
 @click.option("--device", default=None, help="cpu or cuda.")
@@ -53,6 +56,7 @@ def command(
     mixes: tuple[str, ...],
     ensemble: str | None,
     fit_mixtures: str | None,
+    trajectory: str | None,
     precision: str | None,
     batch_size: int | None,
     device: str | None,
@@ -61,8 +65,8 @@ def command(
 ) -> None:
     """Draw images of classes with a robust classifier.
 
-    Writes 000000.png …, grid.png and settings.json (or samples.npz) into the folder. Run again after an
-    interruption, it goes on where it stopped.
+    Writes 000000.png …, grid.png and settings.json (or samples.npz) into the folder. Stopped by Ctrl-C, it keeps what
+    is done, and what was under way as it had come to look; run again, it goes on.
     """
     from tqdm import tqdm
 
@@ -71,6 +75,7 @@ def command(
     from robustsynth.tasks.generate import resolve_generate
     from robustsynth.tasks.job import GenerateJob
 
+    check_trajectory(trajectory)
     model = load_model(model_name, device=device)
     if fit_mixtures is not None:
         _fit_mixtures(model, fit_mixtures)
@@ -96,13 +101,23 @@ def command(
     if job.done:
         say(f"{job.done} of {count} images are there already")
     total = (count - job.done) * max(settings.steps, 1)
-    with tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar:
+    films = Trajectories(trajectory, [f"{index:06d}" for index in range(count)], settings.steps)
+    stopping: list[int] = []
+    with (
+        stoppable(stopping),
+        tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar,
+    ):
 
-        def advance(indices: Sequence[int], step: Step) -> None:
+        def advance(indices: Sequence[int], step: Step) -> bool:
+            films.add(indices, step)
             if step.index:  # x₀ is where it starts, not a step that was taken
                 bar.update(len(indices))
+            return not stopping
 
-        job.run(on_step=advance)
+        whole = job.run(on_step=advance, on_batch=lambda batch: films.write_finished(job.out, batch.indices))
+    if not whole:
+        say(f"stopped; {job.done} of {count} images are in {job.out}, and the same command goes on")
+        raise SystemExit(STOPPED)
     say(f"wrote {count} images to {job.out}")
 
 

@@ -31,14 +31,18 @@ def command(mask: tuple[str, ...], invert: bool, patch: int | None, seed: int, *
     recorded = source.record(call.pictures)
     source.check(call.pictures)
 
+    starts: list[Tensor] = []
+
     def view(images: Tensor, chunk: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
         holes = source.masks(chunk, images)
         holed = torch.where(holes > 0, torch.full_like(images, 0.5), images)
         filled = fill(images, holes, getattr(call.settings, "fill"))  # noqa: B009 - of InpaintSettings
+        starts[:] = [filled]  # The fill of a large hole takes seconds: the task starts from this one.
         return filled, {"to fill": holed}
 
     def solve(images: Tensor, labels: Tensor | None, chunk: Sequence[Picture], on_step: OnStep) -> dict[str, Tensor]:
         holes = source.masks(chunk, images)
-        return {"": inpaint(call.model, images, labels, mask=holes, on_step=on_step, **call.arguments)}
+        start = starts.pop()
+        return {"": inpaint(call.model, images, labels, mask=holes, start=start, on_step=on_step, **call.arguments)}
 
     call.run(Plan(solve, extra=recorded, view=view))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,8 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import settings_options
+from robustsynth.cli.stopping import stoppable
+from robustsynth.cli.trajectories import Trajectories, check_trajectory, trajectory_option
 from robustsynth.errors import UserError
 from robustsynth.tasks.step_settings import PICTURE_TASKS
 
@@ -57,12 +57,7 @@ def picture_options(task: str, *, label: bool = True) -> Callable[[Any], Any]:
             click.option("--out", required=True, type=click.Path(), help="Folder to write to."),
             click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's)."),
             settings_options(PICTURE_TASKS[task]),
-            click.option(
-                "--trajectory",
-                type=click.Choice(["gif", "mp4"]),
-                default=None,
-                help="Also write how each picture comes about, step by step.",
-            ),
+            trajectory_option,
             click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured."),
             click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 2."),
             click.option("--device", default=None, help="cpu or cuda."),
@@ -95,18 +90,17 @@ class PictureCommand:
     def __init__(self, task: str, options: dict[str, Any]) -> None:
         from robustsynth.models.files import load_model
         from robustsynth.tasks.picture_job import read_pictures
-        from robustsynth.tasks.settings import resolve_settings
+        from robustsynth.tasks.settings import BEST, knows_task, resolve_settings
 
-        if options["trajectory"] is not None:
-            from robustsynth.animations import check_animation
-
-            check_animation(f"{task}.{options['trajectory']}")
+        check_trajectory(options["trajectory"])
         kind = PICTURE_TASKS[task]
         names = {f.name for f in dataclasses.fields(kind)}
         given = {name: value for name, value in options.items() if name in names}
         self.task, self.options = task, options
         self.model: Classifier = load_model(options["model_name"], device=options["device"])
         self.settings = resolve_settings(kind, task, self.model, preset=options["preset"], given=given)
+        preset = options["preset"]
+        self.unknowing = preset if preset not in (None, BEST) and not knows_task(preset, task) else None
         self.pictures = read_pictures(options["images"], channels=self.model.channels)
         self.label: int | None = None
         if options.get("label") is not None:
@@ -146,6 +140,8 @@ class PictureCommand:
             overwrite=self.options["overwrite"],
         )
         say(describe_model(self.model))
+        if self.unknowing is not None:
+            say(f"preset {self.unknowing!r} says nothing of {self.task}: these are the model's own settings")
         say(f"settings: {', '.join(f'{k}={v}' for k, v in settings.items())}")
         say(f"running in {self.execution['precision']}, {self.execution['batch_size']} pictures a batch")
         for picture in self.pictures:
@@ -155,7 +151,7 @@ class PictureCommand:
             say(f"{len(self.pictures) - len(job.missing)} of {len(self.pictures)} pictures are there already")
         total = len(job.missing) * max(self.settings.steps, 1) * plan.runs
         with (
-            _stoppable(self.stopping),
+            stoppable(self.stopping),
             tqdm(total=total, unit="step", disable=not interactive(), desc=self.task) as bar,
         ):
             whole = job.run(
@@ -170,7 +166,6 @@ class PictureCommand:
     def _solve(self, plan: Plan, chunk: Sequence[Picture], advance: Callable[[int], object]) -> list[Made]:
         import torch
 
-        from robustsynth.cli.trajectories import Trajectories
         from robustsynth.images import as_tensor, to_uint8
         from robustsynth.tasks.picture_job import Made
         from robustsynth.tasks.running import predict
@@ -257,20 +252,3 @@ def split_numbers(text: str, what: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UserError(f"expected {what} as whole numbers such as 3,17, got {text!r}") from None
-
-
-@contextmanager
-def _stoppable(asked: list[int]) -> Iterator[None]:
-    """Fill the list when the user asks to stop; asking twice stops at once."""
-
-    def note(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

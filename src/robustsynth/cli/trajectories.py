@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from robustsynth.animations import Recorder
     from robustsynth.loop import Step
+
+
+def trajectory_option(function: Any) -> Any:
+    """The option that asks for them."""
+    return click.option(
+        "--trajectory",
+        type=click.Choice(["gif", "mp4"]),
+        default=None,
+        help="Also write how each picture comes about, step by step.",
+    )(function)
+
+
+def check_trajectory(ending: str | None) -> None:
+    """Refuse, before any work is done, what cannot be written here."""
+    if ending is not None:
+        from robustsynth.animations import check_animation
+
+        check_animation(f"trajectory.{ending}")
 
 
 class Trajectories:
@@ -52,3 +72,15 @@ class Trajectories:
                 frames = [frame for run in group if place in run for frame in run[place].frames()]
                 if frames:
                     save_animation(out / f"{name}{ending}.{self.ending}", frames)
+
+    def write_finished(self, out: Path, places: Sequence[int]) -> None:
+        """``NAME.gif`` of those places, whose frames are forgotten then: a job of many batches needs little memory."""
+        if self.ending is None:
+            return
+        from robustsynth.animations import save_animation
+
+        out.mkdir(parents=True, exist_ok=True)
+        for place in places:
+            frames = [frame for run in self.runs if place in run for frame in run.pop(place).frames()]
+            if frames:
+                save_animation(out / f"{self.names[place]}.{self.ending}", frames)

@@ -12,12 +12,13 @@ from robustsynth.loop import NonFiniteError, Problem, Step, pgd
 
 @dataclass(frozen=True)
 class Batch:
-    """Finished images of a job: their `indices` in it, `images` (n, C, H, W) on the CPU, and the step at which
-    each one that failed did, by index."""
+    """Finished images of a job: their `indices` in it, `images` (n, C, H, W) on the CPU, the step at which
+    each one that failed did, by index, and the step at which the batch was stopped before its end, if it was."""
 
     indices: tuple[int, ...]
     images: Tensor
     failures: dict[int, int]
+    stopped: int | None = None
 
 
 def solve_in_batches(
@@ -48,8 +49,13 @@ def solve_in_batches(
         wanted = tuple(indices[start : start + batch_size])
         padded = wanted + wanted[-1:] * (batch_size - len(wanted))
 
-        def call(step: Step, wanted: tuple[int, ...] = wanted) -> object:
-            return None if on_step is None else on_step(wanted, step)
+        ended: list[int] = []
+
+        def call(step: Step, wanted: tuple[int, ...] = wanted, ended: list[int] = ended) -> object:
+            answer = None if on_step is None else on_step(wanted, step)
+            if answer is False and step.index < steps:
+                ended.append(step.index)
+            return answer
 
         failures: dict[int, int] = {}
         try:
@@ -57,4 +63,4 @@ def solve_in_batches(
         except NonFiniteError as error:
             images = error.images
             failures = {wanted[p]: step for p, step in error.failures.items() if p < len(wanted)}
-        yield Batch(wanted, images[: len(wanted)].detach().cpu(), failures)
+        yield Batch(wanted, images[: len(wanted)].detach().cpu(), failures, ended[0] if ended else None)

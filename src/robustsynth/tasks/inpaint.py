@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustsynth.constraints import Inside
+from robustsynth.errors import UserError
 from robustsynth.fills import fill
 from robustsynth.masks import check_mask
 from robustsynth.models.classifier import Classifier
@@ -25,6 +26,7 @@ def inpaint(
     labels: Tensor | Sequence[int] | int | None = None,
     *,
     mask: Tensor,
+    start: Tensor | None = None,
     preset: str | None = None,
     precision: str | None = None,
     batch_size: int | None = None,
@@ -38,6 +40,8 @@ def inpaint(
         images: (N, C, H, W) in [0, 1], of any size.
         labels: (N,) class indices, or one for all; predicted from the filled images where None.
         mask: (N, 1, H, W) or (1, H, W), 1 where to fill.
+        start: (N, C, H, W) in [0, 1], whose pixels under the mask are what the hole starts as, such as a fill made
+            elsewhere; filled as the settings say where None.
         preset: ``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own settings where None.
         precision: ``float32`` or ``bfloat16``; measured where None.
         batch_size: images a batch.
@@ -62,7 +66,13 @@ def inpaint(
     # Before anything else looks at them: whatever is there, even NaN, must not matter.
     images = check_pictures(model, torch.where(holes > 0, 0.0, images.detach().cpu()))
     resolved = resolve_settings(InpaintSettings, "inpaint", model, preset=preset, given=settings)
-    filled = fill(images, holes, resolved.fill)
+    if start is None:
+        filled = fill(images, holes, resolved.fill)
+    else:
+        start = check_pictures(model, start.detach().cpu())
+        if start.shape != images.shape:
+            raise UserError(f"expected start like the images, {tuple(images.shape)}, got {tuple(start.shape)}")
+        filled = torch.where(holes > 0, start, images)
     task = PictureTask(model, images, resolved, precision=precision, batch_size=batch_size)
     labels = task.labels(labels, filled)
     soft = faded(holes, resolved.feather * max(task.size) / task.side)

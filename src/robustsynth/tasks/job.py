@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,12 +22,14 @@ from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.tasks.batches import Batch
 from robustsynth.tasks.generate import generate_batches
 from robustsynth.tasks.samples import NpzSamples, PngSamples
 from robustsynth.tasks.settings import GenerateSettings
+from robustsynth.tasks.starts import start_identity
 from robustsynth.tasks.targets import check_targets, main_classes, named
 
-SETTINGS_FILE = "settings.json"
+SETTINGS_FILE, UNFINISHED = "settings.json", "unfinished"
 
 GRID_IMAGES = 200
 """Images that a grid shows at most; nobody looks at 50,000."""
@@ -110,6 +113,7 @@ class GenerateJob:
             # Of either format, or pictures of other settings would stay beside the new ones.
             for made in (PngSamples, NpzSamples):
                 made(self.out, len(labels)).clear()
+            PngSamples(self.out / UNFINISHED, len(labels)).clear()
             (self.out / "grid.png").unlink(missing_ok=True)
         elif earlier is None and self.samples.present():
             raise UserError(
@@ -131,8 +135,20 @@ class GenerateJob:
         """Images that are there already."""
         return len(self.labels) - len(self.missing)
 
-    def run(self, on_step: Callable[[Sequence[int], Step], object] | None = None) -> None:
+    def run(
+        self,
+        on_step: Callable[[Sequence[int], Step], object] | None = None,
+        on_batch: Callable[[Batch], object] | None = None,
+    ) -> bool:
         """Draw what is missing. It can be stopped at any moment and run again.
+
+        Args:
+            on_step: called with the indices of a batch and each `Step` of it; returning False stops the job there.
+                Images that were under way are kept as they are in the folder ``unfinished`` until they are drawn.
+            on_batch: called with each batch that is done, before its images are written.
+
+        Returns:
+            Whether it came to its end.
 
         Raises:
             UserError: some images met a NaN or an infinity; all others are written.
@@ -151,14 +167,28 @@ class GenerateJob:
         # Only now that all that can be refused beforehand has been: a folder should not hold settings of nothing.
         write_json(self.out / SETTINGS_FILE, self.record)
         failures: dict[int, int] = {}
+        unfinished = PngSamples(self.out / UNFINISHED, len(self.labels))
+        stopped = False
         for batch in batches:
+            if batch.stopped is not None:
+                stopped = True
+                unfinished.write(batch.indices, to_uint8(batch.images), self.labels[list(batch.indices)].numpy())
+                break
+            if on_batch is not None:
+                on_batch(batch)
             whole = [place for place, index in enumerate(batch.indices) if index not in batch.failures]
             chosen = [batch.indices[place] for place in whole]
             self.samples.write(chosen, to_uint8(batch.images[whole]), self.labels[chosen].numpy())
             failures |= batch.failures
-        if isinstance(self.samples, PngSamples):
+        self.missing = self.samples.missing()
+        if not stopped and unfinished.present():
+            unfinished.clear()
+            with contextlib.suppress(OSError):  # Whatever else somebody put there stays.
+                unfinished.out.rmdir()
+        if isinstance(self.samples, PngSamples) and self.samples.present():
             self._draw_grid(self.samples)
-        self.samples.finish()
+        if not stopped:
+            self.samples.finish()
         if failures:
             named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
             raise UserError(
@@ -166,6 +196,7 @@ class GenerateJob:
                 f"{len(self.labels) - len(failures)} images are in {self.out}. "
                 "Try --precision float32 or a smaller --step-size"
             )
+        return not stopped
 
     def _asked(self, file_format: str) -> dict[str, Any]:
         return {
@@ -178,13 +209,13 @@ class GenerateJob:
             "seed": self.seed,
             "format": file_format,
             "settings": dataclasses.asdict(self.settings),
-        }
+        } | start_identity(self.settings)
 
     def _draw_grid(self, samples: PngSamples) -> None:
         """A row for each class or mix, as many as fit."""
         rows = [[i for i, name in enumerate(self.names) if name == row] for row in dict.fromkeys(self.names)]
         columns = max(1, min(max(map(len, rows)), GRID_IMAGES // len(rows), 16))
-        size = self.model.image_size or load_picture(samples.path(0)).shape[0]
+        size = self.model.image_size or load_picture(next(samples.out.glob("[0-9]*.png"))).shape[0]
         # White where a class has an image fewer than another, or where one failed.
         shown = np.full((len(rows) * columns, size, size, self.model.channels), 255, dtype=np.uint8)
         for row, indices in enumerate(rows):

@@ -1,7 +1,7 @@
 """How a task's settings are found.
 
 In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
-and what the preset ``best`` names); the paper's. A preset's ℓ2 sizes that were published for 224² images scale with
+and what the preset ``best`` names); the paper's, improved where `IMPROVED` says so if no preset is named. A preset's ℓ2 sizes that were published for 224² images scale with
 the side of the model's images, because an ℓ2 distance over equally changed pixels does.
 """
 
@@ -23,6 +23,13 @@ if TYPE_CHECKING:  # The command line reads settings before it pays for importin
 S = TypeVar("S")
 
 BEST = "best"
+
+IMPROVED: dict[str, dict[str, Any]] = {
+    "inpaint": {"fill": "edges"},
+    "upscale": {"start": "bicubic", "consistency": 10},
+}
+"""What a model without tuned settings gets in place of the paper's: a better start, whatever the classifier, and a
+larger picture that averages to the given one. The paper's climbs from there are the paper's."""
 
 CONDITIONS = ("images", "published_for", "only_seeds_from", "only_classes")
 """Keys of a preset's row that say when it counts; the others are settings."""
@@ -64,6 +71,21 @@ def preset_names() -> list[str]:
     return sorted([BEST, *preset_files("robustsynth.tasks")])
 
 
+def knows_task(preset: str, task: str) -> bool:
+    """Whether a preset says anything of a task; where it does not, the model's own settings count.
+
+    Raises:
+        UnknownNameError: no such preset.
+
+    Example:
+        >>> knows_task("paper", "sketch"), knows_task("paper", "refine")
+        (True, False)
+    """
+    if preset not in preset_names():
+        raise UnknownNameError("preset", preset, preset_names())
+    return preset != BEST and task in read_preset("robustsynth.tasks", preset)
+
+
 def resolve_settings(
     kind: type[S],
     task: str,
@@ -91,8 +113,8 @@ def resolve_settings(
         if name not in fields:
             raise UnknownNameError(f"setting of {task}", name, fields)
     values = _preset_values("paper", task, model, given)
-    if preset in (None, BEST):
-        tuned = {} if model.card is None else model.card.tasks.get(task, {})
+    if preset in (None, BEST) or not knows_task(preset, task):
+        tuned = (None if model.card is None else model.card.tasks.get(task)) or IMPROVED.get(task, {})
         values |= {name: value for name, value in tuned.items() if name in fields}
     else:
         values |= _preset_values(preset, task, model, given)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustsynth.errors import UserError
+from robustsynth.files import sha256
 from robustsynth.images import as_tensor, load_picture, picture_files
 from robustsynth.mixtures import MIXTURES_FILE, ClassMixtures
 from robustsynth.models.classifier import Classifier
@@ -74,6 +77,21 @@ def _from_folder(model: Classifier, seeds_from: str) -> Draw:
         return as_tensor(pictures)
 
     return draw
+
+
+def start_identity(settings: GenerateSettings) -> dict[str, Any]:
+    """What tells one folder of start images from another in a job's record, in which no path belongs; nothing where
+    starts are drawn.
+
+    Returns:
+        ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; or no keys.
+    """
+    if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
+        return {}
+    folder = Path(settings.seeds_from).resolve()
+    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in picture_files(folder)).encode())
+    plain = dataclasses.asdict(settings) | {"seeds_from": folder.name}
+    return {"settings": plain, "starts_sha256": told.hexdigest()}
 
 
 def model_seeds(model: Classifier, kind: str) -> ClassSeeds:
