@@ -59,7 +59,7 @@ def picture_options(task: str, *, label: bool = True) -> Callable[[Any], Any]:
             settings_options(PICTURE_TASKS[task]),
             trajectory_option,
             click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured."),
-            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 2."),
+            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 2, on cuda 16."),
             click.option("--device", default=None, help="cpu or cuda."),
             click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
         ]
@@ -105,11 +105,11 @@ class PictureCommand:
         self.label: int | None = None
         if options.get("label") is not None:
             self.label = named_class(self.model, options["label"])
-        from robustsynth.tasks.running import BATCH, chosen_precision
+        from robustsynth.tasks.running import chosen_precision, default_batch_size
 
         self.execution: dict[str, Any] = {
             "precision": options["precision"] or chosen_precision(self.model),
-            "batch_size": options["batch_size"] or BATCH,
+            "batch_size": options["batch_size"] or default_batch_size(self.model.device),
         }
         self.stopping: list[int] = []
         self.arguments: dict[str, Any] = {

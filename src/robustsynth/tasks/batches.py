@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robustsynth.loop import NonFiniteError, Problem, Step, pgd
@@ -59,7 +60,9 @@ def solve_in_batches(
 
         failures: dict[int, int] = {}
         try:
-            images = pgd(state(padded), step_size=step_size, steps=steps, use_best=use_best, on_step=call)
+            # Libraries of graphics cards may add up gradients in another order each time; on a processor this is idle.
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                images = pgd(state(padded), step_size=step_size, steps=steps, use_best=use_best, on_step=call)
         except NonFiniteError as error:
             images = error.images
             failures = {wanted[p]: step for p, step in error.failures.items() if p < len(wanted)}

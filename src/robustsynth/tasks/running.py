@@ -16,9 +16,10 @@ from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.step_settings import PictureSettings
 from robustsynth.tasks.views import Shifted, Viewed, check_size, choose_views, size_ratio
 
-BATCH = 2
-"""Pictures a batch. Every batch is filled up to it, so that a picture's pixels never depend on its company, and most
-people bring one picture: a larger batch would make them wait for nothing."""
+BATCH = {"cpu": 2, "cuda": 16}
+"""Pictures a batch, by kind of device. Every batch is filled up to it, so that a picture's pixels never depend on its
+company, and most people bring one picture: on a processor a larger batch would make them wait for nothing. (A step of
+1, 2, 4, 8 pictures of 128² took 14, 19, 27, 42 ms on two cores; a graphics card is idle with two.)"""
 
 OnStep = Callable[[Sequence[int], Step], object]
 
@@ -42,7 +43,7 @@ class PictureTask:
         settings: of its steps.
         size: (H, W) that it works at; the pictures' own where None.
         precision: of the model's fast twin; measured where None.
-        batch_size: pictures a batch; `BATCH` where None.
+        batch_size: pictures a batch; `default_batch_size` where None.
         network: to be looked through in place of the fast twin's logits.
 
     """
@@ -62,7 +63,7 @@ class PictureTask:
         self.size = (pictures.shape[2], pictures.shape[3]) if size is None else size
         check_size(*self.size)
         self.side = model.image_size or min(self.size)
-        self.batch_size = batch_size or BATCH
+        self.batch_size = batch_size or default_batch_size(model.device)
         if self.batch_size < 1:
             raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
         self.views = choose_views(self.size, self.side, settings.views)
@@ -156,6 +157,16 @@ def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, pr
     """
     pictures = check_pictures(model, pictures)
     return PictureTask(model, pictures, PictureSettings(views=views), precision=precision).predict(pictures)
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Pictures a batch on a device.
+
+    Example:
+        >>> default_batch_size(torch.device("cpu"))
+        2
+    """
+    return BATCH.get(device.type, BATCH["cuda"])
 
 
 def check_pictures(model: Classifier, pictures: Tensor, name: str = "images") -> Tensor:
