@@ -132,8 +132,11 @@ NETWORKS = {
     ),
 }
 """A network, and how many batch norms must be left; None where that may be as it is."""
+PREACTIVATED = {"preact-resnet18": 9, "wide-resnet28-10": 12, "wide-resnet34-10": 15}
+"""How many of their batch norms come after a sum, where there is no one convolution to fold them into."""
 NETWORKS |= {
-    name: (lambda name=name: build_network(name, classes=5, width=4, image_size=16), 0) for name in ARCHITECTURES
+    name: (lambda name=name: build_network(name, classes=5, width=4, image_size=16), PREACTIVATED.get(name, 0))
+    for name in ARCHITECTURES
 }
 
 
@@ -165,7 +168,7 @@ def test_a_norm_of_the_batch_itself_stays():
 def test_the_registered_networks_are_reducible_when_folded():
     for name in ARCHITECTURES:
         network = build_network(name, classes=5, width=4, image_size=16)
-        assert reducible(fold_batch_norm(network)), name
+        assert reducible(fold_batch_norm(network)) == (name not in PREACTIVATED), name
     assert not reducible(nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6)))
     own = nn.Sequential(nn.Flatten())
     own.register_parameter("scale", nn.Parameter(torch.ones(1)))
@@ -206,7 +209,10 @@ def test_the_twin_is_the_classifier(build):
     with torch.no_grad():
         torch.testing.assert_close(twin(images), model(images), rtol=0, atol=1e-4)
         torch.testing.assert_close(twin.features(images), model.features(images), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gradient(twin, images), gradient(model, images), rtol=1e-3, atol=1e-5)
+    # In float64: in float32 the two layouts' rounding opens a ReLU here and there in networks of thirty layers.
+    exact, images = model.double(), images.double()
+    twin = exact.synthesizer(precision="float32", batch_size=4)
+    torch.testing.assert_close(gradient(twin, images), gradient(exact, images), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("build", TWINS.values(), ids=TWINS)

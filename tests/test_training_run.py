@@ -23,7 +23,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
+import robustsynth.training.attack as attack_module
 import robustsynth.training.run as run_module
+import robustsynth.training.step as step_module
 from robustsynth.cli import main
 from robustsynth.data import ImageData, load_data
 from robustsynth.errors import UserError
@@ -236,7 +238,7 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     images, and the rate is that step's."""
     trainer = Trainer(quick(architecture="resnet18"), pictures(), tmp_path, device="cpu", precision="float32")
     network = trainer.state.network
-    attack, met = run_module.adversarial_images, []
+    attack, met = attack_module.adversarial_images, []
 
     def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
         assert not network.training
@@ -245,7 +247,7 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         met.append((args[1], attacked))
         return attacked
 
-    monkeypatch.setattr(run_module, "adversarial_images", spy)
+    monkeypatch.setattr(attack_module, "adversarial_images", spy)
     trained_on: list[torch.Tensor] = []
     network.register_forward_pre_hook(
         lambda module, inputs: trained_on.append(inputs[0].detach().clone()) if module.training else None
@@ -265,7 +267,7 @@ def test_each_step_of_each_seed_draws_its_own_numbers(tmp_path: Path, monkeypatc
         draws.append(float(torch.rand(1, generator=stream)))
         return images
 
-    monkeypatch.setattr(run_module, "augment", draw)
+    monkeypatch.setattr(step_module, "augment", draw)
     train(tmp_path / "a", quick(seed=1))
     train(tmp_path / "b", quick(seed=2))
     train(tmp_path / "c", quick(seed=1))
@@ -284,7 +286,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 
 def test_standard_training_never_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(quick(eps=0.0), pictures(), tmp_path, device="cpu", precision="float32")
-    monkeypatch.setattr(run_module, "adversarial_images", None)
+    monkeypatch.setattr(step_module, "recipe_attack", None)
     trainer._step(*trainer._batch(trainer.kept[:12]))
     assert trainer.state.step == 1
 

@@ -63,7 +63,7 @@ def test_a_run_trains_at_both_sides_and_makes_a_model_of_the_full_one(tmp_path, 
         seen.append(views.shape[-1])
         return views
 
-    monkeypatch.setattr("robustsynth.training.run.augment", noted)
+    monkeypatch.setattr("robustsynth.training.step.augment", noted)
     trainer = Trainer(settings, stored(), tmp_path / "run", device="cpu", precision="float32")
     trainer.run()
     assert seen == [12] * 4 + [16] * 4

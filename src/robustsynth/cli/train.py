@@ -36,6 +36,7 @@ RUN_FILE = "run.json"
 @settings_options(TrainSettings)
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option("--device", default=None, help="cpu or cuda.")
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, in OUT/tensorboard.")
 def command(
     preset: str | None,
     data: str | None,
@@ -43,6 +44,7 @@ def command(
     resume: bool,
     precision: str | None,
     device: str | None,
+    tensorboard: bool,
     **given: Any,
 ) -> None:
     """Train a robust classifier, then draw with it: robustsynth generate --model OUT.
@@ -56,13 +58,22 @@ def command(
     from robustsynth.training.run import Trainer
 
     images = load_data(data, "train", image_size=settings.stored_size or settings.image_size, announce=say)
-    trainer = Trainer(settings, images, folder, device=device, precision=precision, resume=resume)
+    trainer = Trainer(
+        settings,
+        images,
+        folder,
+        device=device,
+        precision=precision,
+        resume=resume,
+        tensorboard=tensorboard,
+        announce=say,
+    )
     # From whatever folder it is resumed, the same data.
     write_json(folder / RUN_FILE, {"data": located(data), "preset": preset, "settings": dataclasses.asdict(settings)})
     state = trainer.state
     say(
         f"training {settings.architecture} on {len(trainer.kept)} images of {images.name}, "
-        f"{settings.norm} eps {settings.eps:g}, in {state.execution.precision} on {trainer.device}; "
+        f"{settings.recipe}, {settings.norm} eps {settings.eps:g}, in {state.execution.precision} on {trainer.device}; "
         f"{len(trainer.held)} images held out to select by"
     )
     if state.step:
@@ -92,7 +103,16 @@ def _settings_and_data(
             return settings_from(begun["settings"] | said), str(data)
     if data is None:
         raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
-    return resolve_train_settings(preset, given), data
+    return resolve_train_settings(preset, _of_the_model(given)), data
+
+
+def _of_the_model(given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, with the network of the model that is to be fine-tuned where it says nothing of its own."""
+    if given.get("fine_tune") is None:
+        return given
+    from robustsynth.training.fine_tuning import network_of_model
+
+    return given | {k: v for k, v in network_of_model(given["fine_tune"]).items() if given.get(k) is None}
 
 
 def _train(trainer: Trainer) -> bool:

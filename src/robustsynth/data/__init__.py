@@ -3,8 +3,8 @@
     path or name ─ find_source ─ Source ─ decoded once into the cache ─ ImageData (memory-mapped)
 
 `specs` holds the table of known data sets, `splits` how splits are named and held out, `sources`, `folders`, `domains`,
-`tables` and `hub` find the pictures, `decode` turns one into an array, `cache` keeps the arrays, `loading` is
-the door.
+`tables` and `hub` find the pictures, `restricted` takes restricted ImageNet out of ImageNet, `decode` turns one into an
+array, `cache` keeps the arrays, `loading` is the door.
 """
 
 from robustsynth.data.loading import ImageData, load_data

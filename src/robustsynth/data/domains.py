@@ -90,8 +90,20 @@ def _parts(folder: Path, split: str) -> list[Path]:
 
 def _telling_names(folders: Sequence[Path]) -> tuple[str, ...]:
     """The folders' names; those of the folders above, for ``horses/train`` and ``zebras/train``."""
+    if published := _published_names(folders):
+        return published
     for depth in range(1, min(len(folder.parts) for folder in folders)):
         names = tuple(folder.parts[-depth] for folder in folders)
         if len(set(names)) == len(names):
             return names
     raise UserError(f"expected folders of different names, which name the classes, got {', '.join(map(str, folders))}")
+
+
+def _published_names(folders: Sequence[Path]) -> tuple[str, ...] | None:
+    """The domains of ``horse2zebra/trainA`` and ``horse2zebra/trainB``, in whichever order; None for other folders."""
+    names = half_names(folders[0].parent.name)
+    halves = [re.fullmatch(f"(?:{'|'.join(SPLIT_NAMES)})([AB])", folder.name) for folder in folders]
+    if names == HALVES or len({folder.parent for folder in folders}) > 1:
+        return None
+    told = tuple(names[HALVES.index(half[1])] for half in halves if half)
+    return told if len(set(told)) == len(folders) else None

@@ -57,7 +57,8 @@ def load_data(
     ``trainB``, ``testA`` and ``testB``; several folders with commas between them, one for each class; a name
     in `DATASETS`; an ``owner/name`` of the Hugging Face Hub. Class folders are labelled in the order of their
     sorted names, folders of a list in its order. Domains A and B of a folder that is called as ``horse2zebra``
-    is are ``horse`` and ``zebra``.
+    is are ``horse`` and ``zebra``. ``restricted-imagenet:`` in front of a folder of the whole ImageNet takes the
+    nine kinds of animals of `robustsynth.data.restricted.RANGES` out of it.
 
     Args:
         path_or_name: a folder, a file, or a name; or a list of folders.

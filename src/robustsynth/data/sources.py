@@ -57,6 +57,7 @@ def find_source(
     path_or_name: str | Path | Sequence[str | Path], split: str, *, announce: Callable[[str], object]
 ) -> Source:
     """A local file or folder if there is one of that name, or several folders; otherwise a data set on the Hub.
+    ``restricted-imagenet:`` in front of either takes restricted ImageNet out of it.
 
     Raises:
         UnknownNameError: it is neither.
@@ -65,6 +66,7 @@ def find_source(
     from robustsynth.data.domains import find_domain_folders, find_halves, has_halves
     from robustsynth.data.folders import find_class_folders, split_folders
     from robustsynth.data.hub import find_on_hub
+    from robustsynth.data.restricted import PREFIX, restricted
     from robustsynth.data.tables import find_parquet
 
     if not isinstance(path_or_name, str | Path):
@@ -80,6 +82,8 @@ def find_source(
             return find_parquet(parquet, split, root=path)
         halves = has_halves(path) and not split_folders(path)
         return find_halves(path, split) if halves else find_class_folders(path, split)
+    if isinstance(path_or_name, str) and path_or_name.startswith(PREFIX):
+        return restricted(find_source(path_or_name.removeprefix(PREFIX), split, announce=announce))
     if isinstance(path_or_name, str) and "," in path_or_name:
         return find_domain_folders(folders_listed(path_or_name), split)
 
@@ -128,9 +132,13 @@ def located(path_or_name: str) -> str:
         >>> located("owner/name"), located(".") == str(Path.cwd())
         ('owner/name', True)
     """
+    from robustsynth.data.restricted import PREFIX
+
     path = Path(path_or_name).expanduser()
     if path.exists():
         return str(path.resolve())
+    if path_or_name.startswith(PREFIX):
+        return PREFIX + located(path_or_name.removeprefix(PREFIX))
     if "," in path_or_name:
         return ",".join(str(folder.resolve()) for folder in folders_listed(path_or_name))
     return path_or_name

@@ -8,8 +8,12 @@ from functools import partial
 from torch import nn
 
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.mobilenet import MobileNetV2
+from robustsynth.models.preact_resnet import PreActResNet
 from robustsynth.models.resnet import BasicBlock, Bottleneck, ResNet
 from robustsynth.models.small_cnn import SmallCNN
+from robustsynth.models.vgg import VGG
+from robustsynth.models.wide_resnet import WideResNet
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
@@ -17,11 +21,19 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "resnet18-even": partial(ResNet, BasicBlock, (2, 2, 2, 2), even=True),
     "resnet50-even": partial(ResNet, Bottleneck, (3, 4, 6, 3), even=True),
+    "preact-resnet18": partial(PreActResNet, (2, 2, 2, 2)),
+    "wide-resnet28-10": partial(WideResNet, 28, 10),
+    "wide-resnet34-10": partial(WideResNet, 34, 10),
+    "vgg11-bn": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg13-bn": partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg16-bn": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19-bn": partial(VGG, (2, 2, 4, 4, 4)),
+    "mobilenet-v2": MobileNetV2,
     "small-cnn": SmallCNN,
 }
 
-STANDARD_WIDTHS = {"small-cnn": 32}
-"""Base widths that are not 64."""
+STANDARD_WIDTHS = {"small-cnn": 32, "mobilenet-v2": 32, "wide-resnet28-10": 16, "wide-resnet34-10": 16}
+"""Base widths that are not 64. The base width is that of the first convolution; all others are in proportion to it."""
 
 
 def standard_width(architecture: str) -> int:

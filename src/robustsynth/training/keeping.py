@@ -25,7 +25,9 @@ from robustsynth.training.state import TrainState
 def write_log(rows: list[dict[str, Any]], out: Path) -> None:
     """``log.csv``, a row an epoch."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    # A run begun before a column was there has rows without it.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     with written_beside(out / "log.csv") as temporary:
@@ -66,6 +68,7 @@ def keep_model(state: TrainState, data: ImageData, held: np.ndarray, kept: np.nd
             "selected_epoch": state.best["epoch"],
             "seconds": round(state.seconds),
             "held_out": {"images": len(held), "clean": clean, "pgd10": robust, "eps": settings.eps},
+            **({"collapses": state.collapses} if state.collapses else {}),
         },
         data={"name": data.name, "source": data.source, "licence": data.licence, "images": len(kept)},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +15,32 @@ from torch import Tensor, nn
 from robustsynth.data import ImageData, hold_out
 from robustsynth.errors import UserError
 from robustsynth.loop import NonFiniteError
-from robustsynth.models.architectures import build_network
-from robustsynth.models.execution import Execution, fastest_precision
+from robustsynth.models.execution import Execution
 from robustsynth.models.files import chosen_device
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
-from robustsynth.training.attack import adversarial_images
-from robustsynth.training.augment import augment
+from robustsynth.training.beginning import (
+    check_classes,
+    check_room,
+    check_same_run,
+    data_summary,
+    first_network,
+    measured_execution,
+    normalisation,
+)
+from robustsynth.training.board import Board
+from robustsynth.training.guard import GUARD_IMAGES, watch
 from robustsynth.training.keeping import finish_model, keep_model, write_log
+from robustsynth.training.selecting import right_clean_and_attacked
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import CHECKPOINT, TrainState
+from robustsynth.training.state import TrainState
+from robustsynth.training.step import NotFiniteError, StepResult, train_step
 
 CHECKPOINT_SECONDS = 120
 """Seconds of training after which a checkpoint is written, also in mid-epoch."""
 
-ORDER, STEP = 1, 2
-"""Keys of the two kinds of random streams of a run: an epoch's order, a step's augmentation and attack."""
+ORDER = 1
+"""Key of the random stream of an epoch's order."""
 
 
 class Trainer:
@@ -44,9 +53,11 @@ class Trainer:
         device: to train on.
         precision: ``float32`` or ``bfloat16``; measured for half a second where None.
         resume: go on from the checkpoint in `out`.
+        tensorboard: log for TensorBoard too, in `out`.
+        announce: told what people should know: what a model that is fine-tuned was, and collapses.
 
     Raises:
-        UserError: too few images, an `out` that holds another run, or a checkpoint that does not fit.
+        UserError: too few images, an `out` that holds another run, a checkpoint that does not fit, or no TensorBoard.
     """
 
     def __init__(
@@ -58,55 +69,31 @@ class Trainer:
         device: torch.device | str | None = None,
         precision: str | None = None,
         resume: bool = False,
+        tensorboard: bool = False,
+        announce: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self.settings, self.data, self.out = settings, data, Path(out)
+        self.settings, self.out, self.announce = settings, Path(out), announce
         self.device = chosen_device(device)
-        if len(data) < settings.held_out + settings.batch_size:
-            raise UserError(
-                f"expected at least {settings.held_out + settings.batch_size} training images "
-                f"(held_out={settings.held_out} and one batch of {settings.batch_size}), got {len(data)}; "
-                "lower --held-out or --batch-size"
-            )
-        if not resume and (self.out / CHECKPOINT).exists():
-            raise UserError(
-                f"expected an empty folder for a new run, but {self.out} holds one; "
-                "--resume goes on with it, another --out begins anew"
-            )
-        if not resume and (self.out / "card.json").exists():
-            raise UserError(
-                f"expected an empty folder for a new run, but {self.out} holds a model; choose another --out"
-            )
+        check_room(settings, data, self.out, resume=resume)
         self.held, self.kept = hold_out(len(data), settings.held_out)
-        counts = np.bincount(np.asarray(data.labels)[self.kept], minlength=len(data.classes))
-        if counts.min() < 2:
-            # Seeds are fitted when training ends, which is too late to say so.
-            raise UserError(
-                f"expected at least 2 images of each class beside the {settings.held_out} held out, "
-                f"got {counts.min()} of {data.classes[int(counts.argmin())]!r}; lower --held-out or add images"
-            )
+        check_classes(data, self.kept, settings.held_out)
         self.steps_per_epoch = len(self.kept) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
-        size = self.size
-        torch.manual_seed(settings.seed)
-        network = build_network(
-            settings.architecture,
-            classes=len(data.classes),
-            width=settings.width,
-            channels=channels,
-            image_size=size,
-        ).to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
-        self.std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+        network, data = first_network(settings, data, self.device, resume=resume, announce=announce)
         execution = Execution(precision or "float32", settings.batch_size, measured=False)
-        self.state = TrainState.fresh(settings, network, execution, data_summary(data))
+        self.state = TrainState.fresh(settings, network, execution, data_summary(data) | normalisation(data))
         if resume:
             self.state.load(self.out, self.device)
-            self._check_same_run(precision)
-        elif precision is None:
-            # Enough to tell on a processor; a graphics card must be filled as training fills it.
-            count = settings.batch_size if self.device.type == "cuda" else 16
-            self.state.execution = self._measured_execution(torch.rand(count, channels, size, size, device=self.device))
+            data = check_same_run(self.state, data, self.out, precision)
+        self.data = data
+        self.mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
+        self.std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+        if not resume and precision is None:
+            shape = (channels, self.size, self.size)
+            self.state.execution = measured_execution(network, settings, self.device, shape)
+        self.board = Board(self.out, step=self.state.step) if tensorboard else None
+        self._last: StepResult | None = None
 
     def run(self, on_step: Callable[[Trainer, float], object] | None = None) -> Path:
         """Train to the end and finish the model folder.
@@ -121,6 +108,16 @@ class Trainer:
         Raises:
             UserError: the loss, a gradient or the attack became NaN or infinite. The last checkpoint stays.
         """
+        try:
+            if self._all_epochs(on_step):
+                finish_model(self.state, self.data, self.held, self.out)
+        finally:
+            if self.board is not None:
+                self.board.close()
+        return self.out
+
+    def _all_epochs(self, on_step: Callable[[Trainer, float], object] | None) -> bool:
+        """Train, and write what is to be kept; whether the end was reached."""
         state = self.state
         saved = started = time.monotonic()
 
@@ -130,6 +127,8 @@ class Trainer:
             state.seconds, started = state.seconds + now - started, now
             return now
 
+        if self.settings.guarded and state.good is None:
+            state.keep_good()
         if state.step == 0:
             state.save(self.out)  # So that a kill in the first minutes can be resumed too.
         while state.step < self.total_steps:
@@ -139,6 +138,7 @@ class Trainer:
             for position in range(first, self.steps_per_epoch):
                 places = order[position * self.settings.batch_size : (position + 1) * self.settings.batch_size]
                 loss = self._step(*self._batch(places))
+                self._after_step(loss)
                 now = count_time()
                 keep_going = on_step is None or on_step(self, loss) is not False
                 ended = position + 1 == self.steps_per_epoch
@@ -150,9 +150,8 @@ class Trainer:
                     state.save(self.out)
                     saved = now
                 if not keep_going:
-                    return self.out
-        finish_model(state, self.data, self.held, self.out)
-        return self.out
+                    return False
+        return True
 
     def predict(self, network: nn.Module) -> Network:
         """`network` as a function from images in [0, 1] to float32 logits, in the run's precision."""
@@ -171,66 +170,36 @@ class Trainer:
         return images, torch.from_numpy(self.data.labels[places]).to(self.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> float:
-        settings, state = self.settings, self.state
-        stream = generator(settings.seed, STEP, state.step)
-        side = settings.side(state.step, self.steps_per_epoch, self.size)
-        images = augment(images, settings, stream, side=side)
-        logits = self.predict(state.network)
-        if settings.eps > 0:
-            # The attack sees the network as it will be used, and parameters' gradients would be wasted on it.
-            state.network.eval().requires_grad_(False)
-            scale = settings.attack_scale(state.step, self.steps_per_epoch)
-            try:
-                images = adversarial_images(
-                    logits,
-                    images,
-                    labels,
-                    norm=settings.norm,
-                    eps=scale * settings.eps,
-                    step_size=scale * settings.attack_step_size,
-                    steps=settings.attack_steps,
-                    random_start=stream if settings.random_start else None,
-                )
-            except NonFiniteError:
-                raise self._not_finite("a finite attack") from None
-        state.network.train().requires_grad_(True)
-        for group in state.optimizer.param_groups:
-            group["lr"] = settings.rate(state.step, self.steps_per_epoch)
-        loss = F.cross_entropy(logits(images), labels, label_smoothing=settings.label_smoothing)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._not_finite("a finite loss")
-        state.optimizer.zero_grad()
-        loss.backward()
-        # Without a bound the norm is still taken: a gradient that is not finite must not reach the weights, whose
-        # checkpoint would replace the last good one.
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm or math.inf, foreach=True)
-        if not bool(torch.isfinite(norm)):
-            raise self._not_finite("a finite gradient")
-        state.optimizer.step()
-        state.step += 1
-        state.update_average()
-        return value
+        try:
+            self._last = train_step(
+                self.state, self.predict, images, labels, steps_per_epoch=self.steps_per_epoch, size=self.size
+            )
+        except NotFiniteError as error:
+            raise self._not_finite(str(error)) from None
+        return self._last.loss
+
+    def _after_step(self, loss: float) -> None:
+        """What now and then follows a step: a look for collapse, and a value for TensorBoard."""
+        state, settings = self.state, self.settings
+        if self.board is not None:
+            self.board.step(state.step, loss, settings.rate(state.step - 1, self.steps_per_epoch))
+        if not settings.guarded or state.step % settings.guard_every:
+            return
+        images, labels = self._batch(self.held[:GUARD_IMAGES])
+        side = settings.side(state.step - 1, self.steps_per_epoch, self.size)
+        if images.shape[-1] != side:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
+        scale = settings.attack_scale(state.step - 1, self.steps_per_epoch)
+        try:
+            watch(state, self.predict, images, labels, scale=scale, announce=self.announce)
+        except NonFiniteError:
+            raise self._not_finite("finite weights") from None
 
     def _not_finite(self, expected: str) -> UserError:
         return UserError(
             f"expected {expected}, got NaN or infinity at step {self.state.step}; the last checkpoint in {self.out} "
             "is kept. Begin again in another --out with a lower --learning-rate, or try --precision float32"
         )
-
-    def _check_same_run(self, precision: str | None) -> None:
-        """Refuse to go on with other images or in another precision: the result would be neither run's."""
-        begun, now = self.state.data, data_summary(self.data)
-        differing = [name for name, value in now.items() if begun.get(name, value) != value]
-        if differing:
-            told = "; ".join(f"{name}: {begun[name]} then, {now[name]} now" for name in differing)
-            raise UserError(f"expected the data that {self.out} was begun with, got other ({told}); pass its --data")
-        self.state.data = now
-        if precision is not None and precision != self.state.execution.precision:
-            raise UserError(
-                f"expected the precision that {self.out} was begun in, {self.state.execution.precision}, "
-                f"got {precision}; resume without --precision"
-            )
 
     def _end_epoch(self, epoch: int, loss: float) -> None:
         """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
@@ -244,6 +213,8 @@ class Trainer:
             "held_out_clean": "",
             "held_out_pgd": "",
         }
+        if state.collapses:
+            row["collapses"] = len(state.collapses)
         if (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == self.settings.epochs:
             row["held_out_clean"], row["held_out_pgd"] = self._held_out_accuracy()
             # Robust accuracy chooses; clean accuracy where that is all there is, and between equals.
@@ -253,46 +224,20 @@ class Trainer:
                 keep_model(state, self.data, self.held, self.kept, self.out)
         state.rows.append(row)
         write_log(state.rows, self.out)
+        if self.board is not None:
+            self.board.epoch(state.step, row, None if self._last is None else self._last.images)
 
     def _held_out_accuracy(self) -> tuple[float, float]:
         """Shares of the held-out images that the average gets right, plain and under PGD-10."""
-        settings = self.settings
         logits = self.predict(self.state.average)
-        right = robust = 0
+        clean = robust = 0
         for start in range(0, len(self.held), 200):
-            images, labels = self._batch(self.held[start : start + 200])
-            if images.shape[-1] != self.size:
-                images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
-            with torch.no_grad():
-                right += int((logits(images).argmax(1) == labels).sum())
-            attacked = adversarial_images(
+            counts = right_clean_and_attacked(
                 logits,
-                images,
-                labels,
-                norm=settings.norm,
-                eps=settings.eps,
-                step_size=settings.eps / 4,
-                steps=10,
+                *self._batch(self.held[start : start + 200]),
+                norm=self.settings.norm,
+                eps=self.settings.eps,
+                size=self.size,
             )
-            with torch.no_grad():
-                robust += int((logits(attacked).argmax(1) == labels).sum())
-        return right / len(self.held), robust / len(self.held)
-
-    def _measured_execution(self, images: Tensor) -> Execution:
-        state, batch = self.state, self.settings.batch_size
-        # In evaluation mode: measuring must not move batch norm's statistics, nor fail on a single small image.
-        network = state.network.eval()
-
-        class Reduced(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                with torch.autocast(images.device.type, torch.bfloat16):
-                    return network(x).float()
-
-        shaped = images.contiguous(memory_format=torch.channels_last)
-        precision = fastest_precision({"float32": network, "bfloat16": Reduced()}, shaped)
-        return Execution(precision, batch)
-
-
-def data_summary(data: ImageData) -> dict[str, Any]:
-    """What tells one data set from another, for a checkpoint."""
-    return {"images": len(data), "shape": list(data.images.shape[1:]), "classes": list(data.classes)}
+            clean, robust = clean + counts[0], robust + counts[1]
+        return clean / len(self.held), robust / len(self.held)

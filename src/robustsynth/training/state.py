@@ -36,6 +36,10 @@ class TrainState:
         seconds: of training so far, over all resumptions.
         best: the best selection score so far, and where.
         rows: the log so far.
+        perturbation: of the last batch, (N, C, H, W), with which free begins the next.
+        attack_level: how often the attack has been made stronger after a collapse.
+        collapses: what the guard saw and did each time.
+        good: weights, average and optimizer before any collapse, of a run that is guarded.
     """
 
     settings: TrainSettings
@@ -48,6 +52,10 @@ class TrainState:
     seconds: float = 0.0
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    perturbation: torch.Tensor | None = None
+    attack_level: int = 0
+    collapses: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    good: dict[str, Any] | None = None
 
     @classmethod
     def fresh(
@@ -68,6 +76,20 @@ class TrainState:
                 else:
                     a.copy_(n)
 
+    def keep_good(self) -> None:
+        """Remember the weights as they are, to go back to."""
+        parts = {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+        self.good = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()} | {"step": self.step}
+
+    def return_to_good(self) -> int:
+        """Take the remembered weights again; the step that they are from. The count of steps goes on."""
+        assert self.good is not None
+        self.network.load_state_dict(self.good["network"])
+        self.average.load_state_dict(self.good["average"])
+        # A copy: the optimizer would go on with the very tensors that it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(self.good["optimizer"]))
+        return self.good["step"]
+
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         contents = {
@@ -81,6 +103,10 @@ class TrainState:
             "seconds": self.seconds,
             "best": self.best,
             "rows": self.rows,
+            "perturbation": self.perturbation,
+            "attack_level": self.attack_level,
+            "collapses": self.collapses,
+            "good": self.good,
         }
         # By way of memory: on a full disk torch.save hides the operating system's error behind one of its own.
         packed = io.BytesIO()
@@ -117,6 +143,9 @@ class TrainState:
         self.execution = Execution(**contents["execution"])
         self.step, self.seconds = contents["step"], contents["seconds"]
         self.best, self.rows = contents["best"], contents["rows"]
+        # Checkpoints from before there were recipes lack these.
+        self.perturbation, self.good = contents.get("perturbation"), contents.get("good")
+        self.attack_level, self.collapses = contents.get("attack_level", 0), contents.get("collapses", [])
 
 
 def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""MobileNetV2 (Sandler et al. 2018) with torchvision's parameter names, so that published weights load.
+
+Up to 64 pixels the first convolution and the first strided stage keep the side, as everybody does on CIFAR-10: a 32nd
+of 32 pixels would be one place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustsynth.models.card import SMALL_IMAGE
+
+STANDARD_WIDTH = 32
+"""Channels of the first convolution at width multiplier 1."""
+
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""Expansion, channels at multiplier 1, blocks, and stride of the first block (their Table 2)."""
+
+LAST = 1280
+
+
+class ClippedReLU(nn.Module):
+    """min(max(x, 0), 6), with the ReLU as its last step.
+
+    That it is a ReLU lets the gradient of a dead unit pass straight through it, and the whole network be held in
+    bfloat16; see `robustsynth.models.representation` and `robustsynth.models.folding`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(torch.clamp(x, max=6.0))
+
+
+class InvertedResidual(nn.Module):
+    """Widen by a 1×1 convolution, filter each channel by itself, narrow without an activation."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.shortcut = stride == 1 and inputs == outputs
+        widen = [] if expansion == 1 else [_convolution(inputs, hidden, 1)]
+        self.conv = nn.Sequential(
+            *widen,
+            _convolution(hidden, hidden, 3, stride, groups=hidden),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2: normalised images (N, C, H, W) in, logits (N, classes) out.
+
+    Args:
+        classes: number of logits.
+        width: channels of the first convolution; 32 is standard, and width / 32 is the paper's width multiplier. The
+            other channels are rounded to multiples of 8 as torchvision does it, so that 16, 24, 32 and 48 are its
+            multipliers 0.5, 0.75, 1 and 1.5. The last convolution never has fewer than 1280.
+        channels: channels of the images.
+        image_size: side of the images in pixels, which chooses the first strides.
+
+    Example:
+        >>> MobileNetV2(classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, *, classes: int, width: int = STANDARD_WIDTH, channels: int = 3, image_size: int = 32) -> None:
+        super().__init__()
+        small = image_size <= SMALL_IMAGE
+        multiplier = width / STANDARD_WIDTH
+        layers: list[nn.Module] = [_convolution(channels, width, 3, 1 if small else 2)]
+        inputs = width
+        for stage, (expansion, stage_channels, blocks, stage_stride) in enumerate(STAGES):
+            outputs = divisible_by_8(stage_channels * multiplier)
+            for position in range(blocks):
+                keeps = position > 0 or (small and stage == 1)
+                layers.append(InvertedResidual(inputs, outputs, 1 if keeps else stage_stride, expansion))
+                inputs = outputs
+        last = divisible_by_8(LAST * max(1.0, multiplier))
+        layers.append(_convolution(inputs, last, 1))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0.0, 0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+def divisible_by_8(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, and the one above where that takes away more than a tenth.
+
+    Example:
+        >>> [divisible_by_8(n) for n in (3, 24, 18, 11.2)]
+        [8, 24, 24, 16]
+    """
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        ClippedReLU(),
+    )

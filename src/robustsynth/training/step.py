@@ -1,0 +1,173 @@
+"""One training step: a function of the network, a batch, and a stream of random numbers keyed by the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustsynth.constraints import ball
+from robustsynth.loop import NonFiniteError
+from robustsynth.objectives import Network
+from robustsynth.randomness import generator
+from robustsynth.training.attack import recipe_attack
+from robustsynth.training.augment import augment
+from robustsynth.training.mixing import cutmix
+from robustsynth.training.recipes import perturbed_weights, recipe_loss
+from robustsynth.training.state import TrainState
+
+STEP = 2
+"""Key of a step's random streams: its augmentation and its attack; 1 is that of an epoch's order."""
+
+
+class NotFiniteError(Exception):
+    """A step met NaN or infinity and left the weights as they were; the message says in what."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: the mean over the batch of what the weights descended on.
+        images: (N, C, H, W), the images that it trained on, attacked, of the batch's first part.
+    """
+
+    loss: float
+    images: Tensor
+
+
+def train_step(
+    state: TrainState,
+    predict: Callable[[nn.Module], Network],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps_per_epoch: int,
+    size: int,
+) -> StepResult:
+    """Attack a batch and move the weights of ``state.network`` against it, by the recipe of ``state.settings``.
+
+    Only the network, the optimizer, the average and, for free, the perturbation that goes on to the next batch are
+    changed; nothing is written. The random numbers depend on the run's seed and the step's number alone.
+
+    Args:
+        state: of the run.
+        predict: makes a network a function from images in [0, 1] to float32 logits.
+        images: the batch (N, C, h, w) in [0, 1].
+        labels: (N,) integers.
+        steps_per_epoch: steps of an epoch.
+        size: side in pixels that the run ends at.
+
+    Raises:
+        NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
+    """
+    settings = state.settings
+    stream = generator(settings.seed, STEP, state.step)
+    images = augment(images, settings, stream, side=settings.side(state.step, steps_per_epoch, size))
+    if settings.cutmix:
+        classes = len(state.data["classes"])
+        images, labels = cutmix(images, labels, classes=classes, probability=settings.cutmix, generator=stream)
+    for group in state.optimizer.param_groups:
+        group["lr"] = settings.rate(state.step, steps_per_epoch)
+    scale = settings.attack_scale(state.step, steps_per_epoch)
+    logits = predict(state.network)
+    if settings.recipe == "free":
+        result = _replay(state, logits, images, labels, settings.eps * scale)
+    else:
+        result = _attack_and_descend(state, logits, images, labels, stream, scale)
+    state.step += 1
+    state.update_average()
+    return result
+
+
+def _attack_and_descend(
+    state: TrainState, logits: Network, images: Tensor, labels: Tensor, stream: torch.Generator, scale: float
+) -> StepResult:
+    settings, network = state.settings, state.network
+    total, shown = 0.0, images
+    state.optimizer.zero_grad()
+    for index, (part, truth) in enumerate(_parts(settings.accumulate, images, labels)):
+        attacked = part
+        if settings.eps > 0:
+            # Parameters' gradients would be wasted on the attack.
+            network.train(settings.attack_statistics == "train").requires_grad_(False)
+            try:
+                attacked = recipe_attack(logits, part, truth, settings, stream, scale=scale, level=state.attack_level)
+            except NonFiniteError:
+                raise NotFiniteError("a finite attack") from None
+            finally:
+                network.requires_grad_(True)
+        network.train()
+
+        def loss(part: Tensor = part, attacked: Tensor = attacked, truth: Tensor = truth) -> Tensor:
+            return recipe_loss(logits, part, attacked, truth, settings)
+
+        if settings.awp:
+            with perturbed_weights(network, loss, settings.awp):
+                total += _descend(loss(), settings.accumulate)
+        else:
+            total += _descend(loss(), settings.accumulate)
+        shown = attacked if index == 0 else shown
+    _move(state)
+    return StepResult(total, shown)
+
+
+def _replay(state: TrainState, logits: Network, images: Tensor, labels: Tensor, eps: float) -> StepResult:
+    """Free adversarial training (Shafahi et al. 2019, Algorithm 1).
+
+    The same batch is trained on `free_replays` times; each pass gives both the weights' gradient and that of the
+    images, along which the perturbation then moves by eps. The next batch begins with the perturbation that this one
+    ends with. The paper's is for linf; for l2 the step goes along the gradient, and the projection is the ball's.
+    """
+    settings, constraint = state.settings, ball(state.settings.norm, eps)
+    carried = state.perturbation
+    if carried is None or carried.shape != images.shape:  # The run's first, or the first at another size.
+        carried = torch.zeros_like(images)
+    state.network.train().requires_grad_(True)
+    attacked = constraint.project(images + carried, images)
+    total, trained_on = 0.0, attacked
+    for _ in range(settings.free_replays):
+        state.optimizer.zero_grad()
+        total, trained_on = 0.0, attacked
+        moved: list[Tensor] = []
+        for part, center, truth in _parts(settings.accumulate, attacked, images, labels):
+            variable = part.detach().requires_grad_(True)
+            loss = F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
+            total += _descend(loss, settings.accumulate)
+            assert variable.grad is not None
+            with torch.no_grad():
+                moved.append(constraint.project(part + eps * constraint.direction(variable.grad), center))
+        attacked = torch.cat(moved)
+        _move(state)
+    state.perturbation = (attacked - images).detach()
+    return StepResult(total, trained_on)
+
+
+def _parts(count: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The tensors cut into `count` parts of equal length, part by part."""
+    return list(zip(*(t.split(len(t) // count) for t in tensors), strict=True))
+
+
+def _descend(loss: Tensor, parts: int) -> float:
+    """Add a part's share of the gradient; its share of the loss."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NotFiniteError("a finite loss")
+    (loss / parts).backward()
+    return value / parts
+
+
+def _move(state: TrainState) -> None:
+    """Let the optimizer take its step, once every part's gradient is there."""
+    # Without a bound the norm is still taken: a gradient that is not finite must not reach the weights, whose
+    # checkpoint would replace the last good one.
+    bound = state.settings.clip_norm or math.inf
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), bound, foreach=True)
+    if not bool(torch.isfinite(norm)):
+        raise NotFiniteError("a finite gradient")
+    state.optimizer.step()
