@@ -14,13 +14,17 @@ from PIL import Image
 from torch import nn
 
 from robustsynth.cli import main
+from robustsynth.constraints import L2Ball, LinfBall
 from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, evaluate_accuracy
+from robustsynth.evaluation.apgd import apgd
 from robustsynth.files import sha256
+from robustsynth.loop import Problem, pgd
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import save_model
+from robustsynth.models.files import load_model, save_model
 from robustsynth.models.small_cnn import SmallCNN
+from robustsynth.objectives import Untargeted
 from robustsynth.seeds import fit_class_seeds
 
 SIDE = 8
@@ -180,6 +184,119 @@ def test_as_strong_as_foolbox() -> None:
     assert ours >= share - 0.1
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_apgd_on_a_linear_classifier_gives_the_closed_form(norm: str) -> None:
+    model, images, labels, margin, w = linear_problem(60)
+    away = margin / (np.linalg.norm(w) if norm == "l2" else np.abs(w).sum())
+    radius = float(np.quantile(away[away > 0], 0.5))
+    rows = evaluate_accuracy(model, images, labels, norm=norm, eps=[radius], attack="apgd", steps=20, **PLAIN)
+    assert abs(rows[1].right - int((away > radius).sum())) <= 1
+
+
+def test_apgd_does_not_depend_on_the_batch_size_and_is_no_weaker_than_pgd() -> None:
+    model, images, labels = bent_classifier()
+    given: dict[str, Any] = {"eps": [0.4], "precision": "float32"}
+    small, large = (
+        evaluate_accuracy(model, images, labels, attack="apgd", steps=30, batch_size=size, **given) for size in (7, 96)
+    )
+    assert small == large
+    assert 0.05 < small[1].share < 0.95
+    # One image may lie so near to the edge that either reaches it alone.
+    assert small[1].right <= evaluate_accuracy(model, images, labels, batch_size=96, **given)[1].right + 1
+
+
+def test_apgd_stays_in_the_ball_and_keeps_the_error_it_meets() -> None:
+    model, images, labels = bent_classifier()
+    x, y = torch.from_numpy(images).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels)
+    for constraint in (L2Ball(0.3), LinfBall(0.02)):
+        for loss in ("ce", "dlr"):
+            found = apgd(model, x, y, constraint=constraint, loss=loss, steps=12)
+            assert torch.allclose(constraint.project(found, x), found, atol=1e-6)
+            assert model(found).argmax(1).eq(y).sum() < model(x).argmax(1).eq(y).sum()
+
+
+def test_the_ratio_sees_through_a_softmax_that_saturates() -> None:
+    """Logits times 10,000 leave cross-entropy no gradient; their ratio does not change at all."""
+    model, images, labels = bent_classifier()
+
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1e4 * model.network(x)
+
+    masked = Classifier.wrap(Scaled(), classes=3, mean=[0.4] * 3, std=[0.2] * 3, image_size=SIDE)
+    given: dict[str, Any] = {"eps": [0.6], **PLAIN}
+    honest = evaluate_accuracy(model, images, labels, **given)[1].share
+    fooled = evaluate_accuracy(masked, images, labels, **given)[1].share
+    apgd_share = evaluate_accuracy(masked, images, labels, attack="apgd", steps=30, **given)[1].share
+    assert fooled > honest + 0.2
+    assert apgd_share <= honest + 0.02
+
+
+def test_restarts_only_find_more_and_begin_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustsynth.evaluation import accuracy
+
+    model, images, labels = bent_classifier()
+    starts: list[torch.Tensor] = []
+
+    def attack(problem: Any, **settings: Any) -> torch.Tensor:
+        assert settings["steps"] == 7
+        assert settings["step_size"] == pytest.approx(2.5 * 0.3 / 7)
+        starts.append(problem.start)
+        return problem.center
+
+    monkeypatch.setattr(accuracy, "pgd", attack)
+    evaluate_accuracy(model, images[:8], labels[:8], eps=[0.3], restarts=3, steps=7, precision="float32", batch_size=8)
+    assert len(starts) == 4
+    assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+
+
+def test_an_images_attack_does_not_depend_on_which_others_are_evaluated() -> None:
+    model, images, labels = bent_classifier()
+    given: dict[str, Any] = {"eps": [0.4], **PLAIN}
+    whole = evaluate_accuracy(model, images, labels, **given)
+    parts = [evaluate_accuracy(model, images, labels, indices=np.arange(96)[r::3], **given) for r in range(3)]
+    for row, *shares in zip(whole, *parts, strict=True):
+        assert (row.right, row.total) == (sum(s.right for s in shares), sum(s.total for s in shares))
+
+
+@pytest.mark.parametrize("change", [{"restarts": 0}, {"steps": 0}, {"attack": "cw"}, {"indices": []}])
+def test_settings_that_make_no_sense_are_told(change: dict[str, Any]) -> None:
+    model, images, labels, _, _ = linear_problem(10)
+    with pytest.raises(UserError):
+        evaluate_accuracy(model, images, labels, eps=[0.1], **PLAIN, **change)
+
+
+def test_the_ratio_needs_three_classes() -> None:
+    model = linear_classifier()
+    x = torch.full((1, 1, SIDE, SIDE), 0.5)
+    with pytest.raises(UserError, match="3 or more classes"):
+        apgd(model, x, torch.tensor([0]), constraint=L2Ball(0.1), loss="dlr")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_bundled_classifier_as_foolbox_sees_it() -> None:
+    """Same steps from the same images: within two images of 64, which rounding may turn."""
+    foolbox = pytest.importorskip("foolbox")
+    model = load_model("cifar10-small", device="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    eps = 0.25
+    theirs = foolbox.attacks.L2ProjectedGradientDescentAttack(abs_stepsize=2.5 * eps / 20, steps=20, random_start=False)
+    wrapped = foolbox.PyTorchModel(model.requires_grad_(False), bounds=(0, 1), device="cpu")
+    _, _, fooled = theirs(wrapped, x, labels, epsilons=eps)
+    problem = Problem(x, Untargeted(model, labels), L2Ball(eps))
+    attacked = pgd(problem, step_size=2.5 * eps / 20, steps=20, use_best=False)
+    with torch.no_grad():
+        ours = int((model(attacked).argmax(1) == labels).sum())
+    assert 0 < ours < 64
+    assert abs(ours - int((~fooled).sum())) <= 2
+    rows = evaluate_accuracy(model, images, labels.numpy(), eps=[eps], precision="float32", batch_size=32)
+    assert rows[1].right <= ours + 1  # That also starts at random.
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -320,3 +437,22 @@ def test_a_mistake_exits_with_two_and_no_traceback(stored: Path, arguments: list
     result = evaluate(stored, *arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_apgd_at_the_command_line(stored: Path) -> None:
+    result = evaluate(stored, "--attack", "apgd", "--steps", 10, "--restarts", 2, "--eps", "0.4")
+    assert result.exit_code == 0, result.output
+    assert "APGD-10 l2 at eps 0.4" in result.stdout
+    assert "PGD-10 l2 at eps 0.4" in evaluate(stored, "--steps", 10, "--eps", "0.4").stdout
+
+
+def test_out_is_for_auto_alone(stored: Path, tmp_path: Path) -> None:
+    result = evaluate(stored, "--out", tmp_path / "run")
+    assert (result.exit_code, "--attack auto" in result.output) == (2, True)
+
+
+def test_masking_is_looked_for_when_asked(stored: Path) -> None:
+    result = evaluate(stored, "--eps", "0.2,0.4", "--check-masking", "--num", 10)
+    assert result.exit_code == 0, result.output
+    assert "signs of masked gradients at eps 0.4, on 10 images" in result.stderr
+    assert sum(line.startswith(("SEEN ", "not seen ")) for line in result.stdout.splitlines()) == 6

@@ -1,0 +1,201 @@
+"""AutoAttack by its authors' own package, on one batch, one attack after the other.
+
+Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks*, ICML
+2020. The attacks and their settings are the package's standard version, as on RobustBench; here is only what it does
+not do: to say what each attack left, and to look at every adversarial image again before it is believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustsynth.constraints import ball
+from robustsynth.errors import UserError
+from robustsynth.models.classifier import Classifier
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""The attacks of the standard version, in its order."""
+NAMES = {"apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
+"""The attacks as their authors write them."""
+_NORMS = {"l2": "L2", "linf": "Linf"}
+_LOGGER = "auto-attack"
+
+
+def load_package() -> Any:
+    """The package ``pyautoattack``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pyautoattack
+    except ImportError:
+        raise UserError(
+            "expected the package pyautoattack for AutoAttack, got none; install it with: "
+            "pip install 'robustsynth[eval]', or ask for --attack apgd, which comes with robustsynth"
+        ) from None
+    return pyautoattack
+
+
+def package_version() -> str:
+    """Such as ``pyautoattack 0.2.0``, for records."""
+    return f"pyautoattack {importlib.metadata.version('pyautoattack')}"
+
+
+def attacks_for(classes: int) -> tuple[str, ...]:
+    """The standard version's attacks, as far as a number of classes allows them.
+
+    The targeted difference of logits ratio needs a fourth logit, the untargeted one a third. With two classes nothing
+    is lost without them: every loss then grows with the one difference of logits that there is.
+
+    Example:
+        >>> attacks_for(10), attacks_for(2)
+        (('apgd-ce', 'apgd-t', 'fab-t', 'square'), ('apgd-ce', 'fab-t', 'square'))
+    """
+    if classes >= 4:
+        return STANDARD
+    return ("apgd-ce", "apgd-dlr", "fab-t", "square") if classes == 3 else ("apgd-ce", "fab-t", "square")
+
+
+def title(classes: int) -> str:
+    """The honest name: ``AutoAttack`` alone is the standard version.
+
+    Example:
+        >>> title(10), title(2)
+        ('AutoAttack', 'AutoAttack of APGD-CE, FAB-T, Square alone')
+    """
+    names = ", ".join(NAMES[name] for name in attacks_for(classes))
+    return "AutoAttack" if attacks_for(classes) == STANDARD else f"AutoAttack of {names} alone"
+
+
+def forward_passes(attack: str, classes: int) -> int:
+    """About how many times an attack asks the network about each image: for the progress bar."""
+    targets = min(9, classes - 1)
+    passes = {"apgd-ce": 101, "apgd-dlr": 101, "apgd-t": 102 * targets, "fab-t": 201 * targets, "square": 5000}
+    return passes[attack]
+
+
+class AutoAttacker:
+    """The attacks on one classifier, in one ball.
+
+    Args:
+        model: the classifier.
+        norm: ``l2`` or ``linf``.
+        eps: the radius in pixel units.
+        precision: what the attacks see; float32 is what others' figures are measured with.
+        on_pass: called at each forward pass of an attack.
+        square_queries: of Square; None for the standard version's 5,000.
+
+    Raises:
+        UserError: the package is not installed, the radius is not above 0, or the images are too small for Square.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        *,
+        norm: str,
+        eps: float,
+        precision: str = "float32",
+        on_pass: Callable[[], object] | None = None,
+        square_queries: int | None = None,
+    ) -> None:
+        ball(norm, eps)
+        if not eps > 0:
+            raise UserError(f"expected a radius eps above 0 for AutoAttack, got {eps:g}")
+        if model.image_size is not None and model.image_size < 5:
+            raise UserError(f"expected images of 5 or more pixels a side for AutoAttack, got {model.image_size}")
+        self.package = load_package()
+        self.norm, self.eps, self.device = norm, eps, model.device
+        self.classes = len(model.classes)
+        # The batch size is given so that none is measured; the twins take any.
+        self.seen = model.synthesizer(precision=precision, batch_size=1)
+        self.exact = model.synthesizer(precision="float32", batch_size=1)
+        self.on_pass, self.square_queries = on_pass, square_queries
+
+    def right(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Which images are right in float32, (N,) booleans."""
+        with torch.no_grad():
+            return self.exact(images).argmax(1) == labels
+
+    def survivors(self, attack: str, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, list[str]]:
+        """Which images stay right under one attack, (N,) booleans, and what the package warns of.
+
+        An adversarial image counts only if float32 errs on it and it lies in the ball and in [0, 1].
+
+        Args:
+            attack: one of `attacks_for`.
+            images: (N, C, H, W) in [0, 1], all of them right without an attack.
+            labels: (N,).
+            seed: of the package's random numbers, which all images of the batch share.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        # The package seeds PyTorch's own generators; whoever calls this keeps theirs.
+        with torch.random.fork_rng(devices=devices), _warnings() as warnings, _own_trace():
+            runner = self.package.AutoAttack(
+                self._watched, norm=_NORMS[self.norm], eps=self.eps, seed=seed, version="standard", device=self.device
+            )
+            # Where there are fewer than nine other classes, all of them are targets.
+            targets = min(9, self.classes - 1)
+            runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = targets
+            if self.square_queries is not None:
+                runner.square.n_queries = self.square_queries
+            runner.attacks_to_run = [attack]
+            attacked, _ = runner.run_standard_evaluation(images, labels, batch_size=len(images))
+        with torch.no_grad():
+            # In reduced precision an image that is wrong from the first is never attacked, and must not count as held.
+            held = self.right(attacked, labels) & (self.seen(images).argmax(1) == labels)
+            return held | ~self._allowed(attacked, images), warnings
+
+    def _watched(self, images: Tensor) -> Tensor:
+        if self.on_pass is not None:
+            self.on_pass()
+        return self.seen(images)
+
+    def _allowed(self, attacked: Tensor, images: Tensor) -> Tensor:
+        offset = (attacked - images).flatten(1)
+        length = offset.norm(dim=1) if self.norm == "l2" else offset.abs().amax(1)
+        within = (attacked >= 0).flatten(1).all(1) & (attacked <= 1).flatten(1).all(1)
+        # Float32's rounding over thousands of pixels, and no more.
+        return within & (length <= self.eps * (1 + 1e-4) + 1e-6)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the package logs as a warning while this lasts, each once, and nothing of it on the terminal."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # Its reference is to a file that is not there for the reader.
+            text = record.getMessage().split(" See flags_doc")[0].strip()
+            # With three classes it warns of an attack that `attacks_for` left out already.
+            if text not in found and not text.startswith("with only 3 classes"):
+                found.append(text)
+
+    logger, handler = logging.getLogger(_LOGGER), Keep(logging.WARNING)
+    passing, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = passing
+
+
+@contextlib.contextmanager
+def _own_trace() -> Iterator[None]:
+    """The package looks for dynamic defences with a trace function, and leaves none behind: debuggers want theirs."""
+    before = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(before)
