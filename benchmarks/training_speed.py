@@ -2,8 +2,8 @@
 
     python benchmarks/training_speed.py --data cifar10 --preset cifar10-l2 [--width 64] [--steps 4] [--rounds 3]
 
-The plain loop is what one writes first: random crop and flip, PGD on the images with the network in evaluation mode, and
-a step of SGD, all in float32 with contiguous tensors, parameters not frozen during the attack. Ours is
+The plain loop is what one writes first: random crop and flip, PGD on the images with the network in evaluation mode,
+and a step of SGD, all in float32 with contiguous tensors, parameters not frozen during the attack. Ours is
 `robustsynth.training.step.train_step`, with all that it does besides: the moving average, the bound of the gradient's
 norm, the watch for NaN. Both take the same images in turns, and each one's best time counts, so that another program on
 the machine disturbs them alike. An epoch is what the steps of one take.

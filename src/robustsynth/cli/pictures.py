@@ -59,7 +59,7 @@ def picture_options(task: str, *, label: bool = True) -> Callable[[Any], Any]:
             settings_options(PICTURE_TASKS[task]),
             trajectory_option,
             click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured."),
-            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Pictures a batch; 2, on cuda 16."),
+            click.option("--batch-size", type=click.IntRange(min=1), default=None, help="2; on cuda 16."),
             click.option("--device", default=None, help="cpu or cuda."),
             click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
         ]

@@ -27,6 +27,17 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         >>> bool(torch.allclose(net(x), fold_batch_norm(net)(x), atol=1e-6))
         True
     """
+    return fold_and_tell(network)[0]
+
+
+def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """As `fold_batch_norm`, and which batch norm, by name, was folded into which convolution.
+
+    Example:
+        >>> fold_and_tell(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))[1]
+        {'0': '1'}
+    """
+    folded: dict[str, str] = {}
     network = copy.deepcopy(network).eval()
     try:
         # Options with defaults, such as the authors' with_latent=False, are fixed at them.
@@ -35,7 +46,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         traced = fx.symbolic_trace(network, concrete_args=defaults)
     except Exception:
         # Tracing fails in as many ways as people write networks; the plain copy is always right.
-        return network
+        return network, folded
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
@@ -52,13 +63,14 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         if uses > 1 or hooked or type(convolution) is not nn.Conv2d or norm.running_mean is None:
             continue
         modules[own] = fuse_conv_bn_eval(convolution, norm)
+        folded[own] = str(node.target)
         traced.set_submodule(own, modules[own])
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.graph.lint()
     traced.recompile()
     traced.delete_all_unused_submodules()
-    return traced.eval()
+    return traced.eval(), folded
 
 
 def reducible(network: nn.Module) -> bool:
