@@ -261,6 +261,7 @@ BAD_SETTINGS = {
     "use_best": ["no", 1],
     "scales": [0, -1, 1.5, "2", True],
     "shift": [-1, 1.5, "2", True],
+    "mirror": ["no", 1],
 }
 
 

@@ -116,3 +116,11 @@ def test_calls_shift_and_a_new_look_begins_anew():
     first, second = look(), look()
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
     assert not first[0].equal(first[1])
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_every_second_call_is_mirrored(mirror):
+    seen = Shifted(lambda x: x[:, 0, 0], 0, mirror)
+    images = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
+    forwards, backwards = [0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]
+    assert [seen(images).tolist()[0] for _ in range(4)] == [forwards, backwards if mirror else forwards] * 2

@@ -207,7 +207,7 @@ def feature_rows(
         generators = [randomness.generator(seed, *wanted[i]) for i in chosen]
         start = noise(model, generators, level=settings.level, contrast=settings.contrast)
         # Shifts begin anew with each batch.
-        seen = Shifted(network, settings.shift)
+        seen = Shifted(network, settings.shift, settings.mirror)
         objective: Objective = FeatureActivation(seen, [wanted[i][0] for i in chosen])
         if settings.smoothness:
             objective = objective + settings.smoothness / logit_scale * Roughness()

@@ -144,7 +144,7 @@ def generate_batches(
     position = {index: place for place, index in enumerate(indices)}
     draw = start_source(model, settings, start)
     twin = model.synthesizer(precision=precision, batch_size=batch_size)
-    objective = objective_source(twin, ensemble, shift=settings.shift)
+    objective = objective_source(twin, ensemble, shift=settings.shift, mirror=settings.mirror)
     kinds = main_classes(labels)
 
     def state(chosen: Sequence[int]) -> Problem:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.processes import ALONE, Workers
 from robustsynth.tasks.batches import Batch
 from robustsynth.tasks.generate import generate_batches
 from robustsynth.tasks.samples import NpzSamples, PngSamples
@@ -67,6 +68,7 @@ class GenerateJob:
         batch_size: likewise.
         overwrite: begin again where the folder holds a job.
         ensemble: further classifiers, as for `generate`.
+        workers: processes that draw one job together, this one among them; within ``workers.joined``.
 
     Attributes:
         done: images that are there already.
@@ -89,7 +91,9 @@ class GenerateJob:
         batch_size: int | None = None,
         overwrite: bool = False,
         ensemble: Sequence[Classifier] = (),
+        workers: Workers = ALONE,
     ) -> None:
+        self.workers = workers
         self.model, self.settings, self.out, self.seed = model, settings, Path(out), seed
         self.targets, self.ensemble = check_targets(labels, model), tuple(ensemble)
         self.labels = main_classes(self.targets)
@@ -110,11 +114,8 @@ class GenerateJob:
                     f"expected a new folder or one with the same settings, but {self.out} holds images of other "
                     f"settings ({', '.join(differing)}); choose another --out, or replace them with --overwrite"
                 )
-            # Of either format, or pictures of other settings would stay beside the new ones.
-            for made in (PngSamples, NpzSamples):
-                made(self.out, len(labels)).clear()
-            PngSamples(self.out / UNFINISHED, len(labels)).clear()
-            (self.out / "grid.png").unlink(missing_ok=True)
+            if workers.first:
+                self._clear()
         elif earlier is None and self.samples.present():
             raise UserError(
                 f"expected a new folder, but {self.out} holds pictures without {SETTINGS_FILE}; choose another --out"
@@ -122,18 +123,28 @@ class GenerateJob:
         if same and earlier is not None and not overwrite:
             precision = precision or earlier["execution"]["precision"]
             batch_size = batch_size or earlier["execution"]["batch_size"]
-        self.execution: Execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        # As the first process measures it, or images would be of two kinds.
+        self.execution: Execution = workers.agreed(
+            lambda: model.synthesizer(precision=precision, batch_size=batch_size).execution
+        )
         self.record = asked | {
             "execution": self.execution.as_dict(),
             "machine": machine_name(model.device),
             "versions": {"robustsynth": robustsynth.__version__, "torch": torch.__version__},
         }
+        workers.wait()  # Until the folder is as they all shall find it.
         self.missing = self.samples.missing()
+        workers.wait()  # Or one might find what another has drawn already, and share out another rest.
 
     @property
     def done(self) -> int:
         """Images that are there already."""
         return len(self.labels) - len(self.missing)
+
+    @property
+    def to_draw(self) -> int:
+        """Images that this process is to draw."""
+        return len(self._mine())
 
     def run(
         self,
@@ -160,35 +171,31 @@ class GenerateJob:
             seed=self.seed,
             precision=self.execution.precision,
             batch_size=self.execution.batch_size,
-            wanted=self.missing,
+            wanted=self._mine(),
             on_step=on_step,
             ensemble=self.ensemble,
         )
         # Only now that all that can be refused beforehand has been: a folder should not hold settings of nothing.
-        write_json(self.out / SETTINGS_FILE, self.record)
+        if self.workers.first:
+            write_json(self.out / SETTINGS_FILE, self.record)
         failures: dict[int, int] = {}
         unfinished = PngSamples(self.out / UNFINISHED, len(self.labels))
         stopped = False
-        for batch in batches:
+        for batch in self._to_write(_told(batches, on_batch)):
             if batch.stopped is not None:
                 stopped = True
                 unfinished.write(batch.indices, to_uint8(batch.images), self.labels[list(batch.indices)].numpy())
                 break
-            if on_batch is not None:
-                on_batch(batch)
             whole = [place for place, index in enumerate(batch.indices) if index not in batch.failures]
             chosen = [batch.indices[place] for place in whole]
             self.samples.write(chosen, to_uint8(batch.images[whole]), self.labels[chosen].numpy())
             failures |= batch.failures
+        stopped = self.workers.any(stopped)[0]
+        failures = {index: step for each in self.workers.gathered(failures) for index, step in each.items()}
+        if self.workers.first:
+            self._finish(unfinished, stopped)
+        self.workers.wait()
         self.missing = self.samples.missing()
-        if not stopped and unfinished.present():
-            unfinished.clear()
-            with contextlib.suppress(OSError):  # Whatever else somebody put there stays.
-                unfinished.out.rmdir()
-        if isinstance(self.samples, PngSamples) and self.samples.present():
-            self._draw_grid(self.samples)
-        if not stopped:
-            self.samples.finish()
         if failures:
             named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
             raise UserError(
@@ -197,6 +204,46 @@ class GenerateJob:
                 "Try --precision float32 or a smaller --step-size"
             )
         return not stopped
+
+    def _clear(self) -> None:
+        """Remove what is there, of either format, or pictures of other settings would stay beside the new ones."""
+        for made in (PngSamples, NpzSamples):
+            made(self.out, len(self.labels)).clear()
+        PngSamples(self.out / UNFINISHED, len(self.labels)).clear()
+        (self.out / "grid.png").unlink(missing_ok=True)
+
+    def _mine(self) -> list[int]:
+        """What this process is to draw: every so many whole batches of what is missing."""
+        size = self.execution.batch_size
+        starts = self.workers.share(range(0, len(self.missing), size))
+        return [index for start in starts for index in self.missing[start : start + size]]
+
+    def _to_write(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches that this process writes: its own, each of which has files of its own; but all of them, in the
+        first process, where all go into one file."""
+        if self.workers.alone or isinstance(self.samples, PngSamples):
+            yield from batches
+            return
+        while True:
+            done = [batch for batch in self.workers.gathered(next(batches, None)) if batch is not None]
+            stops = [batch for batch in done if batch.stopped is not None]
+            if self.workers.first:
+                # One that was stopped ends the writing, so that it comes last.
+                yield from (batch for batch in done if batch.stopped is None)
+                yield from stops
+            if stops or not done:
+                return
+
+    def _finish(self, unfinished: PngSamples, stopped: bool) -> None:
+        """What follows the last batch: the grid, and the one file of all."""
+        if not stopped and unfinished.present():
+            unfinished.clear()
+            with contextlib.suppress(OSError):  # Whatever else somebody put there stays.
+                unfinished.out.rmdir()
+        if isinstance(self.samples, PngSamples) and self.samples.present():
+            self._draw_grid(self.samples)
+        if not stopped:
+            self.samples.finish()
 
     def _asked(self, file_format: str) -> dict[str, Any]:
         return {
@@ -223,6 +270,14 @@ class GenerateJob:
                 if (file := samples.path(index)).exists():
                     shown[row * columns + column] = load_picture(file, channels=self.model.channels)
         save_png(self.out / "grid.png", grid(shown, columns=columns, enlarge=display_scale(size)))
+
+
+def _told(batches: Iterator[Batch], on_batch: Callable[[Batch], object] | None) -> Iterator[Batch]:
+    """The batches, each of which `on_batch` is told of where it came to its end."""
+    for batch in batches:
+        if on_batch is not None and batch.stopped is None:
+            on_batch(batch)
+        yield batch
 
 
 def _identity(model: Classifier) -> dict[str, Any]:

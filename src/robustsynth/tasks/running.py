@@ -74,7 +74,7 @@ class PictureTask:
 
     def seen(self) -> Viewed:
         """The network through the views, for one run of the loop: shifts begin anew with it."""
-        return Viewed(Shifted(self.looked_through, self.settings.shift), self.views, self.side)
+        return Viewed(Shifted(self.looked_through, self.settings.shift, self.settings.mirror), self.views, self.side)
 
     def labels(self, labels: Tensor | Sequence[int] | int | None, pictures: Tensor) -> Tensor:
         """Class indices (N,), checked; predicted from `pictures` where none are given."""

@@ -29,6 +29,7 @@ class StepSettings:
         step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
         use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
         shift: pixels, at the model's image size, by which what it sees is moved from step to step; 0 as in the papers.
+        mirror: let it see the picture mirrored in every second step; for classes that have no handedness.
     """
 
     eps: float = 40.0
@@ -38,6 +39,7 @@ class StepSettings:
     step_schedule: str = choice("constant", "constant", "linear")
     use_best: bool = True
     shift: int = 0
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):

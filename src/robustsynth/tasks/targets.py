@@ -102,7 +102,7 @@ def named(target: Tensor, classes: Sequence[str]) -> str:
 
 
 def objective_source(
-    twin: Synthesizer, ensemble: Sequence[Classifier], *, shift: int = 0
+    twin: Synthesizer, ensemble: Sequence[Classifier], *, shift: int = 0, mirror: bool = False
 ) -> Callable[[Tensor], Objective]:
     """A function from targets (n,) or (n, K) to what to minimise: their cross-entropy by the twin, or the mean of it
     by the twin and all others of an ensemble.
@@ -111,6 +111,7 @@ def objective_source(
         twin: of the model.
         ensemble: the others.
         shift: pixels by which images are moved from call to call (see `robustsynth.tasks.views.Shifted`).
+        mirror: whether every second call sees them mirrored.
 
     Raises:
         UserError: classifiers of other classes, or of images of another size.
@@ -132,7 +133,7 @@ def objective_source(
 
     def objective(targets: Tensor) -> Objective:
         kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy
-        each = [kind(Shifted(network, shift), targets) for network in networks]
+        each = [kind(Shifted(network, shift, mirror), targets) for network in networks]
         return each[0] if len(each) == 1 else Ensemble(each)
 
     return objective

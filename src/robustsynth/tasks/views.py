@@ -121,6 +121,7 @@ class Shifted:
     Args:
         network: images (N, C, H, W) to (N, K).
         shift: pixels to either side at most, and at most half of the image.
+        mirror: show every second call's images mirrored, left to right.
 
     Example:
         >>> seen = Shifted(lambda x: x[:, 0, 0], shift=2)
@@ -128,8 +129,8 @@ class Shifted:
         [[[0.0, 1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0, 2.0]]]
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], shift: int) -> None:
-        self.network, self.shift, self.calls = network, shift, 0
+    def __init__(self, network: Callable[[Tensor], Tensor], shift: int, mirror: bool = False) -> None:
+        self.network, self.shift, self.mirror, self.calls = network, shift, mirror, 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
@@ -138,7 +139,13 @@ class Shifted:
     def once(self) -> Callable[[Tensor], Tensor]:
         """The network with the next call's shift, to be called as often as one likes."""
         call, self.calls = self.calls, self.calls + 1
-        return lambda images: self.network(moved(images, *shift_of(call, min(self.shift, images.shape[-1] // 2))))
+        turn = self.mirror and call % 2 == 1
+
+        def network(images: Tensor) -> Tensor:
+            images = moved(images, *shift_of(call, min(self.shift, images.shape[-1] // 2)))
+            return self.network(images.flip(3) if turn else images)
+
+        return network
 
 
 def shift_of(index: int, most: int) -> tuple[int, int]:
