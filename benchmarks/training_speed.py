@@ -98,7 +98,9 @@ def main() -> None:
 
         def ours(images: Tensor, labels: Tensor) -> None:
             per_epoch = trainer.steps_per_epoch
-            train_step(trainer.state, trainer.predict, images, labels, steps_per_epoch=per_epoch, size=size)
+            train_step(
+                trainer.state, trainer.predict, images, labels, steps_per_epoch=per_epoch, size=size, twin=trainer.twin
+            )
 
         loops: dict[str, Callable[[Tensor, Tensor], None]] = {
             "plain float32, contiguous": plain.step,

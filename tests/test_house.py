@@ -19,7 +19,8 @@ FILES = {
 
 LAYERS = [
     {"errors", "files", "presets", "pictures"},
-    {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"},
+    {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"}
+    | {"processes"},
     {"models", "data"},
     {"objectives", "seeds", "mixtures"},
     {"tasks", "training", "evaluation"},

@@ -32,6 +32,7 @@ from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.models.files import load_model
 from robustsynth.seeds import ClassSeeds, fit_class_seeds
+from robustsynth.training.checkpoints import BEFORE
 from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.state import CHECKPOINT, TrainState, read_checkpoint
@@ -430,7 +431,8 @@ def test_a_new_run_does_not_overwrite_another(tmp_path: Path) -> None:
 
 def test_a_new_run_does_not_overwrite_a_model(tmp_path: Path) -> None:
     train(tmp_path)
-    (tmp_path / CHECKPOINT).unlink()
+    for name in (CHECKPOINT, BEFORE):
+        (tmp_path / name).unlink()
     with pytest.raises(UserError, match="holds a model"):
         train(tmp_path)
 
@@ -468,6 +470,7 @@ def test_a_truncated_checkpoint_is_called_damaged(tmp_path: Path, share: float) 
     train(tmp_path, stop=2)
     whole = (tmp_path / CHECKPOINT).read_bytes()
     (tmp_path / CHECKPOINT).write_bytes(whole[: int(share * len(whole))])
+    (tmp_path / BEFORE).unlink()  # With it, the run would go on: see test_faults.
     with pytest.raises(UserError, match="damaged"):
         train(tmp_path, resume=True)
 

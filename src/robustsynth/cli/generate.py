@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 @click.command("generate")
 @click.option("--model", "model_name", default="cifar10", show_default=True, help="A bundled name or a model folder.")
 @click.option("--classes", default="all", show_default=True, help="Names, indices, ranges such as 2-5, or all.")
-@click.option("--num", type=int, default=None, help="Images in all, spread evenly over the classes; 8 a class.")
+@click.option(
+    "--num",
+    "--num-images",
+    "num",
+    type=int,
+    default=None,
+    help="Images in all, spread evenly over the classes; 8 a class.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same pictures.")
 @click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
 @click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's own).")
@@ -66,59 +73,69 @@ def command(
     """Draw images of classes with a robust classifier.
 
     Writes 000000.png …, grid.png and settings.json (or samples.npz) into the folder. Stopped by Ctrl-C, it keeps what
-    is done, and what was under way as it had come to look; run again, it goes on.
+    is done, and what was under way as it had come to look; run again, it goes on. Several processes draw the same
+    pictures together: torchrun --nproc-per-node 4 -m robustsynth generate …
     """
     from tqdm import tqdm
 
     from robustsynth.cli.describe import describe_model
     from robustsynth.models.files import load_model
+    from robustsynth.processes import Workers
     from robustsynth.tasks.generate import resolve_generate
     from robustsynth.tasks.job import GenerateJob
 
-    check_trajectory(trajectory)
-    model = load_model(model_name, device=device)
-    if fit_mixtures is not None:
-        _fit_mixtures(model, fit_mixtures)
+    workers = Workers.from_environment()
+    tell: Callable[[str], object] = say if workers.first else lambda text: None
+    device = workers.device(device)
+    with workers.joined(device):
+        check_trajectory(trajectory)
         model = load_model(model_name, device=device)
-        given["seeds_from"] = given["seeds_from"] or "mixture"
-    settings = resolve_generate(model, preset=preset, given=given)
-    job = GenerateJob(
-        model,
-        _targets(model, classes, mixes, num),
-        settings,
-        out,
-        seed=seed,
-        file_format=file_format,
-        precision=precision,
-        batch_size=batch_size,
-        overwrite=overwrite,
-        ensemble=[load_model(name.strip(), device=device) for name in ensemble.split(",")] if ensemble else [],
-    )
-    say(describe_model(model))
-    say(f"settings: {', '.join(f'{k}={v}' for k, v in job.record['settings'].items())}")
-    say(f"running in {job.execution.precision}, {job.execution.batch_size} images a batch, seed {seed}")
-    count = len(job.labels)
-    if job.done:
-        say(f"{job.done} of {count} images are there already")
-    total = (count - job.done) * max(settings.steps, 1)
-    films = Trajectories(trajectory, [f"{index:06d}" for index in range(count)], settings.steps)
-    stopping: list[int] = []
-    with (
-        stoppable(stopping),
-        tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar,
-    ):
+        if fit_mixtures is not None:
+            if workers.first:
+                _fit_mixtures(model, fit_mixtures)
+            workers.wait()
+            model = load_model(model_name, device=device)
+            given["seeds_from"] = given["seeds_from"] or "mixture"
+        settings = resolve_generate(model, preset=preset, given=given)
+        job = GenerateJob(
+            model,
+            _targets(model, classes, mixes, num),
+            settings,
+            out,
+            seed=seed,
+            file_format=file_format,
+            precision=precision,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            ensemble=[load_model(name.strip(), device=device) for name in ensemble.split(",")] if ensemble else [],
+            workers=workers,
+        )
+        tell(describe_model(model))
+        tell(f"settings: {', '.join(f'{k}={v}' for k, v in job.record['settings'].items())}")
+        tell(f"running in {job.execution.precision}, {job.execution.batch_size} images a batch, seed {seed}")
+        count = len(job.labels)
+        if job.done:
+            tell(f"{job.done} of {count} images are there already")
+        total = job.to_draw * max(settings.steps, 1)
+        films = Trajectories(trajectory, [f"{index:06d}" for index in range(count)], settings.steps)
+        stopping: list[int] = []
+        shown = interactive() and workers.first
+        with (
+            stoppable(stopping),
+            tqdm(total=total, unit="step", unit_scale=True, disable=not shown, desc="drawing") as bar,
+        ):
 
-        def advance(indices: Sequence[int], step: Step) -> bool:
-            films.add(indices, step)
-            if step.index:  # x₀ is where it starts, not a step that was taken
-                bar.update(len(indices))
-            return not stopping
+            def advance(indices: Sequence[int], step: Step) -> bool:
+                films.add(indices, step)
+                if step.index:  # x₀ is where it starts, not a step that was taken
+                    bar.update(len(indices))
+                return not stopping
 
-        whole = job.run(on_step=advance, on_batch=lambda batch: films.write_finished(job.out, batch.indices))
-    if not whole:
-        say(f"stopped; {job.done} of {count} images are in {job.out}, and the same command goes on")
-        raise SystemExit(STOPPED)
-    say(f"wrote {count} images to {job.out}")
+            whole = job.run(on_step=advance, on_batch=lambda batch: films.write_finished(job.out, batch.indices))
+        if not whole:
+            tell(f"stopped; {job.done} of {count} images are in {job.out}, and the same command goes on")
+            raise SystemExit(STOPPED)
+        tell(f"wrote {count} images to {job.out}")
 
 
 def _targets(model: Classifier, classes: str, mixes: Sequence[str], num: int | None) -> Tensor:

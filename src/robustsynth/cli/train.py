@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import settings_options
+from robustsynth.cli.stopping import STOPPED
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
 from robustsynth.training.settings import (
@@ -23,6 +27,9 @@ from robustsynth.training.settings import (
 )
 
 if TYPE_CHECKING:
+    from robustsynth.data import ImageData
+    from robustsynth.data.streaming import ImageStream
+    from robustsynth.processes import Workers
     from robustsynth.training.run import Trainer
 
 RUN_FILE = "run.json"
@@ -37,6 +44,10 @@ RUN_FILE = "run.json"
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option("--device", default=None, help="cpu or cuda.")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, in OUT/tensorboard.")
+@click.option("--stream", is_flag=True, help="Decode while training, from parquet shards; for data beyond the disk.")
+@click.option("--decoders", type=click.IntRange(min=0), default=None, help="Processes that decode a stream.")
+@click.option("--dry-run", is_flag=True, help="Say what time, memory and disk the run will take; write nothing.")
+@click.option("--sync-batch-norm", is_flag=True, help="Under torchrun: batch norm over all processes' images.")
 def command(
     preset: str | None,
     data: str | None,
@@ -45,58 +56,136 @@ def command(
     precision: str | None,
     device: str | None,
     tensorboard: bool,
+    stream: bool,
+    decoders: int | None,
+    dry_run: bool,
+    sync_batch_norm: bool,
     **given: Any,
 ) -> None:
     """Train a robust classifier, then draw with it: robustsynth generate --model OUT.
 
-    An interrupted run goes on with --resume, exactly where its last checkpoint was.
+    An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
+    or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
-    folder = Path(out)
-    settings, data = _settings_and_data(folder, preset, data, resume, given)
-    say(f"reading {data}")
-    from robustsynth.data import load_data, located
+    from robustsynth.processes import Workers
+
+    workers = Workers.from_environment()
+    device = workers.device(device)
+    options = {"device": device, "precision": precision, "tensorboard": tensorboard and not dry_run}
+    options |= {"sync_batch_norm": sync_batch_norm, "decoders": decoders}
+    with _one_voice(workers), workers.joined(device):
+        # torchrun starts all anew where one was lost: they go on from the last checkpoint by themselves.
+        resume = resume or workers.restarted
+        _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
+
+
+def _command(
+    workers: Workers,
+    folder: Path,
+    preset: str | None,
+    data: str | None,
+    resume: bool,
+    stream: bool,
+    dry_run: bool,
+    options: dict[str, Any],
+    given: dict[str, Any],
+) -> None:
+    tell: Callable[[str], object] = say if workers.first else lambda line: None
+    begun = workers.agreed(lambda: _begun(folder) if resume else None)
+    settings, data = _settings_and_data(begun, preset, data, given)
+    tell(f"reading {data}")
+    from robustsynth.data import located
+    from robustsynth.training.checkpoints import has_checkpoint
+    from robustsynth.training.forecast import forecast
     from robustsynth.training.run import Trainer
 
-    images = load_data(data, "train", image_size=settings.stored_size or settings.image_size, announce=say)
-    trainer = Trainer(
-        settings,
-        images,
-        folder,
-        device=device,
-        precision=precision,
-        resume=resume,
-        tensorboard=tensorboard,
-        announce=say,
+    stream = stream or bool((begun or {}).get("stream"))
+    if options["decoders"] is None:
+        options["decoders"] = max(1, (os.cpu_count() or 1) // workers.size) if stream else 0
+    images, cached = workers.in_turn(
+        lambda: _open(data, settings.stored_size or settings.image_size, stream=stream, dry_run=dry_run, tell=tell)
     )
-    # From whatever folder it is resumed, the same data.
-    write_json(folder / RUN_FILE, {"data": located(data), "preset": preset, "settings": dataclasses.asdict(settings)})
+    if resume and not workers.agreed(lambda: has_checkpoint(folder)) and (begun or workers.restarted):
+        tell("it was stopped before its first step: beginning")
+        resume, options["precision"] = False, options["precision"] or (begun or {}).get("precision")
+    trainer = Trainer(settings, images, folder, resume=resume, announce=tell, workers=workers, **options)
     state = trainer.state
-    say(
+    if workers.first and not dry_run:
+        # From whatever folder it is resumed, the same data.
+        record = {"data": located(data), "preset": preset, "settings": dataclasses.asdict(settings)}
+        write_json(folder / RUN_FILE, record | {"precision": state.execution.precision, "stream": stream})
+    together = "" if workers.alone else f", by {workers.size} processes"
+    tell(
         f"training {settings.architecture} on {len(trainer.kept)} images of {images.name}, "
-        f"{settings.recipe}, {settings.norm} eps {settings.eps:g}, in {state.execution.precision} on {trainer.device}; "
-        f"{len(trainer.held)} images held out to select by"
+        f"{settings.recipe}, {settings.norm} eps {settings.eps:g}, in {state.execution.precision} on {trainer.device}"
+        f"{together}; {len(trainer.held)} images held out to select by"
     )
     if state.step:
-        say(f"going on from step {state.step} of {trainer.total_steps}")
-    if _train(trainer):
+        tell(f"going on from step {state.step} of {trainer.total_steps}")
+    if state.step < trainer.total_steps:
+        expected = forecast(trainer)
+        tell(expected.lines()[0])
+        if dry_run:
+            tell(expected.lines()[1] + (", which are there already" if cached else ""))
+    if dry_run:
+        tell("a dry run: nothing was written")
+        return
+    if _train(trainer, tell):
         held = f"{100 * state.best['score'][1]:.1f} % clean"
         if settings.eps:
             held += f", {100 * state.best['score'][0]:.1f} % under PGD-10"
-        say(f"best of the run, epoch {state.best['epoch']}: {held} on held-out images")
-        say(f"draw with it: robustsynth generate --model {out} --out {out}/samples")
+        tell(f"best of the run, epoch {state.best['epoch']}: {held} on held-out images")
+        tell(f"draw with it: robustsynth generate --model {folder} --out {folder}/samples")
     else:
-        say(
-            f"stopped at step {state.step} of {trainer.total_steps}; go on with: robustsynth train --resume --out {out}"
+        tell(
+            f"stopped at step {state.step} of {trainer.total_steps}; "
+            f"go on with: robustsynth train --resume --out {folder}"
         )
-        raise SystemExit(130)
+        raise SystemExit(STOPPED)
+
+
+def _open(
+    data: str, image_size: int | None, *, stream: bool, dry_run: bool, tell: Callable[[str], object]
+) -> tuple[ImageData | ImageStream, bool]:
+    """The training images, and whether they are decoded in the cache."""
+    if stream:
+        from robustsynth.data.streaming import open_stream
+
+        return open_stream(data, "train", image_size=image_size, announce=tell), False
+    if dry_run:
+        from robustsynth.data.describing import describe_data
+
+        return describe_data(data, "train", image_size=image_size, announce=tell)
+    from robustsynth.data import load_data
+
+    return load_data(data, "train", image_size=image_size, announce=tell), True
+
+
+@contextmanager
+def _one_voice(workers: Workers) -> Iterator[None]:
+    """A mistake that all processes meet is told by the first alone; the others leave without a word."""
+    try:
+        yield
+    except UserError:
+        if workers.first:
+            raise
+        # torchrun ends all where one has failed: the first shall have spoken by then.
+        time.sleep(5)
+        raise SystemExit(2) from None
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """What a run in `folder` was begun with."""
+    if not (folder / RUN_FILE).exists():
+        return None
+    return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def _settings_and_data(
-    folder: Path, preset: str | None, data: str | None, resume: bool, given: dict[str, Any]
+    begun: dict[str, Any] | None, preset: str | None, data: str | None, given: dict[str, Any]
 ) -> tuple[TrainSettings, str]:
     """What to train and on what; a resumed run remembers both."""
-    if resume and (folder / RUN_FILE).exists():
-        begun = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    if begun is not None:
         data = data or begun["data"]
         if preset is None:
             said = {k: v for k, v in given.items() if v is not None}
@@ -115,7 +204,7 @@ def _of_the_model(given: dict[str, Any]) -> dict[str, Any]:
     return given | {k: v for k, v in network_of_model(given["fine_tune"]).items() if given.get(k) is None}
 
 
-def _train(trainer: Trainer) -> bool:
+def _train(trainer: Trainer, tell: Callable[[str], object]) -> bool:
     """Run with a progress bar; whether it came to its end. Ctrl-C and a polite kill stop it with a checkpoint."""
     from tqdm import tqdm
 
@@ -129,19 +218,15 @@ def _train(trainer: Trainer) -> bool:
             unit="step",
             desc="training",
             mininterval=1,
-            disable=not interactive(),
+            disable=not (interactive() and trainer.workers.first),
         ) as bar:
-            began, first = time.monotonic(), state.step
 
             def on_step(current: Trainer, loss: float) -> bool:
                 bar.update(1)
                 if not bar.disable:
                     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                elif current.state.step - first == 20:
-                    left = (current.total_steps - current.state.step) * (time.monotonic() - began) / 20
-                    say(f"about {left / 60:.0f} minutes to go")
                 if bar.disable and current.state.step % current.steps_per_epoch == 0:
-                    say(f"epoch {current.state.step // current.steps_per_epoch} of {current.settings.epochs} done")
+                    tell(f"epoch {current.state.step // current.steps_per_epoch} of {current.settings.epochs} done")
                 return not stopping
 
             trainer.run(on_step)

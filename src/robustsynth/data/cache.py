@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robustsynth.data.decode import decode, read_header, usual_size
+from robustsynth.data.decode import Header, decode, read_header, usual_size
 from robustsynth.data.sources import Contents, Row, Source
 from robustsynth.data.specs import DatasetSpec, recognised
 from robustsynth.errors import UserError
@@ -32,6 +32,7 @@ from robustsynth.files import cache_folder, write_json
 FORMAT = 1  # raise it when decoding changes, and everything is decoded anew
 _SLICE, _BATCH = 32, 512
 _SAMPLE = 32
+_ENOUGH = 100  # unreadable pictures after which the rest is not looked at
 _DAY = 24 * 60 * 60
 _BUILDING = ".building-"
 
@@ -44,10 +45,8 @@ def decoded(
     Raises:
         UserError: the data cannot be used; the message says which file or row.
     """
-    identity = json.dumps([FORMAT, source.identity, image_size, channels], sort_keys=True)
-    readable = re.sub(r"[^\w.-]+", "-", source.label)[:40]
-    home = cache_folder("data")
-    folder = home / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    folder = decoded_folder(source, image_size=image_size, channels=channels)
+    home = folder.parent
     if folder.exists():
         # Somebody may have deleted part of it to free space.
         with contextlib.suppress(OSError, ValueError, EOFError):
@@ -66,6 +65,13 @@ def decoded(
         return _read(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def decoded_folder(source: Source, *, image_size: int | None, channels: int | None) -> Path:
+    """Where the source's images are kept, or would be."""
+    identity = json.dumps([FORMAT, source.identity, image_size, channels], sort_keys=True)
+    readable = re.sub(r"[^\w.-]+", "-", source.label)[:40]
+    return cache_folder("data") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -95,7 +101,7 @@ def _build(
         )
     if not contents.count:
         raise UserError(f"{source.label}: expected pictures, got an empty split. Choose another.")
-    spec, side, depth = _plan(contents, source.spec, image_size, channels)
+    spec, side, depth = plan(contents, source.spec, image_size, channels)
     shape = (contents.count, side, side, depth)
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
     # A memory map on a full disk does not raise: it kills the process.
@@ -110,36 +116,70 @@ def _build(
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     labels = np.empty(contents.count, dtype=np.int64)
 
+    unreadable: dict[int, tuple[Row, UserError]] = {}
+
     def fill(part: list[tuple[int, Row]]) -> None:
         for index, row in part:
             labels[index] = _label(row, contents.classes)
-            images[index] = decode(row, image_size=side, channels=depth)
+            try:
+                images[index] = decode(row, image_size=side, channels=depth)
+            except UserError as error:
+                # All are told at once: decoding a large set again for each one would take days.
+                unreadable[index] = (row, error)
 
     # Pillow decodes outside the interpreter's lock, so threads help; a batch bounds the bytes in flight.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for batch in _batches(enumerate(contents.rows()), _BATCH):
             for _ in pool.map(fill, _batches(iter(batch), _SLICE)):
                 pass
+            if len(unreadable) >= _ENOUGH:
+                break
+    if unreadable:
+        raise _all_told([unreadable[index] for index in sorted(unreadable)])
     images.flush()
     np.save(folder / "labels.npy", labels)
     meta = {"classes": list(contents.classes), "source": source.label, "spec": spec.name if spec else None}
     write_json(folder / "meta.json", meta)
 
 
-def _plan(
+def plan(
     contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
 ) -> tuple[DatasetSpec | None, int, int]:
     """Which known data set this is, if any, and the side and channels to store."""
-    sample = [read_header(row) for row in itertools.islice(contents.rows(), _SAMPLE)]
+    sample = _headers(itertools.islice(contents.rows(), _SAMPLE))
     native = max(header.channels for header in sample)
     spec = spec or recognised(contents.classes, channels=native, sizes=[header.size for header in sample])
     if spec is not None:
         return spec, image_size or spec.image_size, channels or spec.channels
     if image_size is None or channels is None:
-        headers = [read_header(row) for row in contents.rows()]
+        headers = _headers(contents.rows())
         image_size = image_size or usual_size([header.size for header in headers])
         channels = channels or max(header.channels for header in headers)
     return None, image_size, channels
+
+
+def _headers(rows: Iterator[Row]) -> list[Header]:
+    """Of the rows whose pictures can be opened; the others are told of when they are decoded."""
+    found: list[Header] = []
+    first: UserError | None = None
+    for row in rows:
+        try:
+            found.append(read_header(row))
+        except UserError as error:
+            first = first or error
+    if not found and first is not None:
+        raise first
+    return found
+
+
+def _all_told(unreadable: list[tuple[Row, UserError]]) -> UserError:
+    """One error of all pictures that cannot be decoded: the first one's, the number of others, and some of them."""
+    (_, first), *others = unreadable
+    if not others:
+        return first
+    many = f"At least {len(others)}" if len(unreadable) >= _ENOUGH else str(len(others))
+    such = ", ".join(row.where for row, _ in others[:5]) + (", …" if len(others) > 5 else "")
+    return UserError(f"{first} {many} more cannot be decoded either: {such}")
 
 
 def _label(row: Row, classes: tuple[str, ...]) -> int:

@@ -14,6 +14,7 @@ from robustsynth.data.splits import SPLIT_NAMES, choose_splits
 from robustsynth.errors import UserError
 from robustsynth.files import cache_folder
 
+_MOST_CLASSES = 1_000_000
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<shards>\d{5})")
 
 
@@ -32,6 +33,19 @@ def find_parquet(files: list[Path], split: str, *, root: Path) -> Source:
     Raises:
         UserError: no such split, or a shard is missing.
     """
+    wanted, chosen = files_of_split(files, split, root=root)
+    folder = root if root.is_dir() else root.parent
+    # All files, not just this split's: bare integer labels are counted over all of them.
+    identity = ["parquet", str(root.resolve()), list(chosen), stamps(files, folder)]
+    return Source(root.resolve().name, identity, lambda: _opened(wanted, files))
+
+
+def files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Those of `files` that hold one split, and what they call it.
+
+    Raises:
+        UserError: no such split, or a shard is missing.
+    """
     shards = [_SHARD.fullmatch(file.stem) for file in files]
     by_split: dict[str, list[Path]] = {}
     for file, shard in zip(files, shards, strict=True):
@@ -46,11 +60,7 @@ def find_parquet(files: list[Path], split: str, *, root: Path) -> Source:
                     f"{root}: expected {int(shard['shards'])} files for split {shard['split']!r}, as "
                     f"{file.name} says, got {len(by_split[shard['split']])}. Fetch the missing ones."
                 )
-    wanted = [file for name in chosen for file in by_split[name]]
-    folder = root if root.is_dir() else root.parent
-    # All files, not just this split's: bare integer labels are counted over all of them.
-    identity = ["parquet", str(root.resolve()), list(chosen), stamps(files, folder)]
-    return Source(root.resolve().name, identity, lambda: _opened(wanted, files))
+    return [file for name in chosen for file in by_split[name]], chosen
 
 
 def _opened(wanted: list[Path], every: list[Path]) -> Contents:
@@ -87,16 +97,18 @@ def _opened(wanted: list[Path], every: list[Path]) -> Contents:
 
 
 def _streamed(file: Path) -> Any:
-    """One file's rows, read as they are asked for: nothing is copied into another cache.
+    return streamed(str(file.resolve()))
+
+
+def streamed(file: str) -> Any:
+    """The rows of one file, a path or an address, read as they are asked for: nothing is copied into another cache.
 
     This is what ``load_dataset("parquet", streaming=True)`` uses inside. That function itself reports each
     call to the Hub: local data would wait for the network, and tell it.
     """
     from datasets.io.parquet import ParquetDatasetReader
 
-    return ParquetDatasetReader(
-        glob.escape(str(file.resolve())), cache_dir=str(cache_folder("datasets")), streaming=True
-    ).read()
+    return ParquetDatasetReader(glob.escape(file), cache_dir=str(cache_folder("datasets")), streaming=True).read()
 
 
 def picture_columns(features: Mapping[str, Any], *, where: str) -> Columns:
@@ -149,11 +161,31 @@ def _is_image(feature: Any) -> bool:
 def number_names(labels: Iterable[int | None]) -> tuple[str, ...]:
     """Names for bare integer labels: every number from 0 to the largest.
 
+    Raises:
+        UserError: a number that is no count of classes, such as a key of another table.
+
     Example:
         >>> number_names([2, 0, None])
         ('0', '1', '2')
     """
-    return tuple(map(str, range(1 + max((label for label in labels if label is not None), default=-1))))
+    largest = max((label for label in labels if label is not None), default=-1)
+    if largest >= _MOST_CLASSES:
+        raise UserError(
+            f"expected labels that number the classes from 0 on, at most {_MOST_CLASSES - 1}, got {largest}. "
+            "Number the classes 0, 1, 2 and so on, or write the table with `datasets`."
+        )
+    return tuple(map(str, range(1 + largest)))
+
+
+def _each(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a table, all of them: iterated over in a `DataLoader`'s worker a stream would give only its share."""
+    import datasets
+
+    if not isinstance(table, datasets.IterableDataset):
+        yield from table
+        return
+    for row in table.iter(batch_size=1):
+        yield {name: values[0] for name, values in row.items()}
 
 
 def table_rows(table: Any, columns: Columns, where: Callable[[int], str]) -> Iterator[Row]:
@@ -169,7 +201,7 @@ def table_rows(table: Any, columns: Columns, where: Callable[[int], str]) -> Ite
         table = table.cast_column(columns.image, datasets.Image(decode=False))
     index = -1
     try:
-        for index, row in enumerate(table):
+        for index, row in enumerate(_each(table)):
             cell = row[columns.image] or {}
             content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
             yield Row(where(index), content, row[columns.label])

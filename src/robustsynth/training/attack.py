@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustsynth.constraints import ball
+from robustsynth.constraints import Constraint, ball
 from robustsynth.loop import Problem, pgd
 from robustsynth.objectives import Objective, Untargeted
 from robustsynth.training.settings import TrainSettings
+from robustsynth.training.workers import Rows, own, total_of
 
 TRADES_NOISE = 0.001
 """Standard deviation of the noise that TRADES' attack starts with (Zhang et al. 2019, Algorithm 1)."""
@@ -31,6 +32,7 @@ def adversarial_images(
     step_size: float,
     steps: int,
     random_start: torch.Generator | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
     """Images within `eps` of `images` that the network finds hardest: the last iterate of PGD (Madry et al. 2018).
 
@@ -43,6 +45,7 @@ def adversarial_images(
         step_size: length of a step.
         steps: how many.
         random_start: start uniformly at random in the ball, drawn from this generator; at the images where None.
+        rows: which of a larger batch `images` are: starts are drawn for all of that.
 
     Example:
         >>> adversarial_images(
@@ -56,10 +59,18 @@ def adversarial_images(
     constraint = ball(norm, eps)
     start = images
     if random_start is not None:
-        # The same generator for every image: a batch of training is one draw, reproducible by its step.
-        start = constraint.random_start(images, [random_start] * len(images))
+        start = _random_start(constraint, images, random_start, rows)
     problem = Problem(start, Untargeted(network, labels), constraint, center=images)
     return pgd(problem, step_size=step_size, steps=steps, use_best=False)
+
+
+def _random_start(constraint: Constraint, images: Tensor, stream: torch.Generator, rows: Rows | None) -> Tensor:
+    """Random images in a ball. One generator for all: a batch of training is one draw, reproducible by its step."""
+    if rows is None:
+        return constraint.random_start(images, [stream] * len(images))
+    whole = images.new_zeros(rows.total, *images.shape[1:])
+    whole[rows.indices.to(images.device)] = images
+    return own(constraint.random_start(whole, [stream] * rows.total), rows)
 
 
 def noisy_step_images(
@@ -71,6 +82,7 @@ def noisy_step_images(
     eps: float,
     noise: float,
     generator: torch.Generator,
+    rows: Rows | None = None,
 ) -> Tensor:
     """N-FGSM (de Jorge et al. 2022, Algorithm 1): noise, then one step of length eps from there, and no projection.
 
@@ -86,6 +98,7 @@ def noisy_step_images(
         eps: length of the step; 0 gives the images back.
         noise: k; 0 is plain FGSM (Goodfellow et al. 2015).
         generator: of the noise.
+        rows: as for `adversarial_images`.
 
     Example:
         >>> noisy_step_images(
@@ -98,7 +111,7 @@ def noisy_step_images(
         return images
     start = images
     if noise:
-        start = ball(norm, noise * eps).random_start(images, [generator] * len(images))
+        start = _random_start(ball(norm, noise * eps), images, generator, rows)
     # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
     reach = ball(norm, (noise + 1) * eps * (1 + 1e-5))
     problem = Problem(start, Untargeted(network, labels), reach, center=images)
@@ -163,6 +176,7 @@ def recipe_attack(
     *,
     scale: float = 1.0,
     level: int = 0,
+    rows: Rows | None = None,
 ) -> Tensor:
     """The images (N, C, H, W) that the recipe of `settings` trains on in the place of `images`; free has its own way.
 
@@ -174,6 +188,7 @@ def recipe_attack(
         generator: of random starts.
         scale: of eps and of the step, while they rise.
         level: how often the attack has been made stronger.
+        rows: as for `adversarial_images`.
 
     Raises:
         NonFiniteError: a gradient became NaN or infinite.
@@ -182,13 +197,21 @@ def recipe_attack(
     steps, step_size = strength(settings, level)
     if settings.recipe == "fast" and level == 0:
         return noisy_step_images(
-            network, images, labels, norm=settings.norm, eps=eps, noise=settings.fast_noise, generator=generator
+            network,
+            images,
+            labels,
+            norm=settings.norm,
+            eps=eps,
+            noise=settings.fast_noise,
+            generator=generator,
+            rows=rows,
         )
     if settings.recipe == "trades":
         with torch.no_grad():
             reference = network(images)
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
-        noise = TRADES_NOISE * torch.randn(images.shape, generator=generator).to(images.device)
+        shape = total_of(images, rows), *images.shape[1:]
+        noise = TRADES_NOISE * own(torch.randn(shape, generator=generator), rows).to(images.device)
         start = (images + noise).clamp(0, 1)
         problem = Problem(start, Divergence(network, reference), ball(settings.norm, eps), center=images)
         return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
@@ -203,4 +226,5 @@ def recipe_attack(
         step_size=scale * step_size,
         steps=steps,
         random_start=generator if random else None,
+        rows=rows,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
+from robustsynth.training.settings import TrainSettings
 
 
 class AttackNetwork(nn.Module):
@@ -62,10 +63,15 @@ class AttackNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), float32, of normalised images (N, C, H, W)."""
         images = images.contiguous(memory_format=torch.channels_last)
-        if self._whole:
-            return self.twin(images.to(torch.bfloat16)).float()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced):
-            return self.twin(images).float()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced and not self._whole):
+            return self.twin(images.to(torch.bfloat16) if self._whole else images).float()
+
+
+def attack_twin(network: nn.Module, settings: TrainSettings, precision: str) -> AttackNetwork | None:
+    """A twin for the attack of a run to ask, where there is an attack and something to gain."""
+    asked = settings.eps > 0 and settings.recipe != "free" and settings.attack_statistics != "train"
+    twin = AttackNetwork(network, precision) if asked else None
+    return twin if twin is not None and twin.folds else None
 
 
 def _folded(current: Mapping[str, Tensor], owner: str, norm: nn.BatchNorm2d, kind: str) -> Tensor:

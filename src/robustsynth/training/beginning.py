@@ -16,9 +16,11 @@ from robustsynth.errors import UserError
 from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import Execution, fastest_precision
 from robustsynth.models.files import load_model
+from robustsynth.training.checking import other_data
+from robustsynth.training.checkpoints import has_checkpoint
 from robustsynth.training.fine_tuning import announcements, begin_from
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import CHECKPOINT, TrainState
+from robustsynth.training.state import TrainState
 
 
 def check_room(settings: TrainSettings, data: ImageData, out: Path, *, resume: bool) -> None:
@@ -33,7 +35,7 @@ def check_room(settings: TrainSettings, data: ImageData, out: Path, *, resume: b
             f"(held_out={settings.held_out} and one batch of {settings.batch_size}), got {len(data)}; "
             "lower --held-out or --batch-size"
         )
-    if not resume and (out / CHECKPOINT).exists():
+    if not resume and has_checkpoint(out):
         raise UserError(
             f"expected an empty folder for a new run, but {out} holds one; "
             "--resume goes on with it, another --out begins anew"
@@ -117,9 +119,7 @@ def check_same_run(state: TrainState, data: ImageData, out: Path, precision: str
         UserError: what differs.
     """
     begun, now = state.data, data_summary(data)
-    differing = [name for name, value in now.items() if begun.get(name, value) != value]
-    if differing:
-        told = "; ".join(f"{name}: {begun[name]} then, {now[name]} now" for name in differing)
+    if told := other_data(begun, now):
         raise UserError(f"expected the data that {out} was begun with, got other ({told}); pass its --data")
     state.data = begun | now
     if precision is not None and precision != state.execution.precision:

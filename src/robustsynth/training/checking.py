@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from robustsynth.errors import UserError
 
@@ -102,3 +103,26 @@ def _check_recipe(settings: TrainSettings) -> None:
             "expected attack_statistics eval beside recipe free, which has no passes of the attack's own (its "
             "statistics are always the batch's), got train; leave it out"
         )
+
+
+def other_data(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What tells the data that a run was begun with from that of now, in words; empty where nothing does.
+
+    The mean and deviation are the run's, not the data's: a model that is fine-tuned brings its own.
+
+    Example:
+        >>> other_data({"images": 60, "classes": ["cat"]}, {"images": 61, "classes": ["cat", "dog"]})
+        'images: 60 then, 61 now; classes: 1 then, 2 now, such as dog'
+    """
+    told = []
+    for name, value in now.items():
+        was = begun.get(name, value)
+        if name in ("mean", "std") or was == value:
+            continue
+        if name == "classes":
+            differing = sorted(set(was) ^ set(value))[:3]
+            such = f", such as {', '.join(differing)}" if differing else ", in another order"
+            told.append(f"classes: {len(was)} then, {len(value)} now{such}")
+        else:
+            told.append(f"{name}: {was} then, {value} now")
+    return "; ".join(told)

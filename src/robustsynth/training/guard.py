@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
 from robustsynth.training.attack import recipe_attack, strength
 from robustsynth.training.selecting import right, right_clean_and_attacked
 from robustsynth.training.state import TrainState
+from robustsynth.training.workers import SINGLE, Team
 
 GUARD = 3
 """Key of the guard's random streams."""
@@ -79,6 +81,7 @@ def watch(
     *,
     scale: float,
     announce: Callable[[str], object],
+    team: Team = SINGLE,
 ) -> Look:
     """Look; keep the weights where all is well, and recover where training has collapsed.
 
@@ -89,11 +92,14 @@ def watch(
         labels: as for `look`.
         scale: as for `look`.
         announce: told of a collapse.
+        team: the processes that train; the first looks, and all do as it saw.
 
     Raises:
         NonFiniteError: the weights are not finite.
     """
-    seen = look(state, predict(state.network), images, labels, scale=scale)
+    seen = team.workers.agreed(lambda: _seen(state, predict(state.network), images, labels, scale))
+    if seen is None:
+        raise NonFiniteError(images, {})
     if seen.gap > state.settings.guard_gap and seen.gap * len(images) >= CHANCE:
         back = state.return_to_good()
         state.attack_level += 1
@@ -104,6 +110,14 @@ def watch(
     elif seen.gap <= state.settings.guard_gap / 2:
         state.keep_good()
     return seen
+
+
+def _seen(state: TrainState, logits: Network, images: Tensor, labels: Tensor, scale: float) -> Look | None:
+    """`look`, or None where the weights are not finite: something to tell the other processes."""
+    try:
+        return look(state, logits, images, labels, scale=scale)
+    except NonFiniteError:
+        return None
 
 
 def told(event: dict[str, float]) -> str:

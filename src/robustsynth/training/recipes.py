@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustsynth.training.attack import divergence
 from robustsynth.training.settings import TrainSettings
+from robustsynth.training.workers import SINGLE, Team
 
 
 def recipe_loss(
@@ -64,7 +65,9 @@ def mart_loss(clean: Tensor, attacked: Tensor, labels: Tensor, *, weight: float)
 
 
 @contextlib.contextmanager
-def perturbed_weights(network: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+def perturbed_weights(
+    network: nn.Module, loss: Callable[[], Tensor], gamma: float, *, team: Team = SINGLE
+) -> Iterator[None]:
     """Within it the weights of `network` are w + v, v raising the loss; after it they are w again, to the last bit.
 
     AWP (Wu et al. 2020, Equation 8 and Algorithm 1, one ascent step): for each layer v = γ·‖w‖·∇/‖∇‖. As in the
@@ -75,11 +78,13 @@ def perturbed_weights(network: nn.Module, loss: Callable[[], Tensor], gamma: flo
         network: in the mode in which it is trained; its parameters' ``grad`` are not touched.
         loss: the loss to raise, computed anew with the weights as they are.
         gamma: γ, the size of v as a share of a layer's norm.
+        team: the processes that train it; the gradient is that of all their images.
     """
     weights = [p for p in network.parameters() if p.ndim > 1]
     kept = [p.detach().clone() for p in weights]
     statistics = [b.clone() for b in network.buffers()]
     grads = torch.autograd.grad(loss(), weights)
+    team.average(grads)
     with torch.no_grad():
         for buffer, before in zip(network.buffers(), statistics, strict=True):
             buffer.copy_(before)

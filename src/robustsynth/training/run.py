@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsynth.data import ImageData, hold_out
+from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution
 from robustsynth.models.files import chosen_device
 from robustsynth.objectives import Network
-from robustsynth.randomness import generator
+from robustsynth.processes import ALONE, Workers
+from robustsynth.training.attack_network import attack_twin
 from robustsynth.training.beginning import (
     check_classes,
     check_room,
@@ -33,14 +35,13 @@ from robustsynth.training.guard import GUARD_IMAGES, watch
 from robustsynth.training.keeping import finish_model, keep_model, write_log
 from robustsynth.training.selecting import right_clean_and_attacked
 from robustsynth.training.settings import TrainSettings
+from robustsynth.training.sources import BatchSource, InMemory, Streamed, as_batch
 from robustsynth.training.state import TrainState
 from robustsynth.training.step import NotFiniteError, StepResult, train_step
+from robustsynth.training.workers import Team, own, synchronised
 
 CHECKPOINT_SECONDS = 120
 """Seconds of training after which a checkpoint is written, also in mid-epoch."""
-
-ORDER = 1
-"""Key of the random stream of an epoch's order."""
 
 
 class Trainer:
@@ -48,13 +49,17 @@ class Trainer:
 
     Args:
         settings: see `TrainSettings`.
-        data: the training images.
+        data: the training images, in memory or as a stream.
         out: folder for the checkpoint, the log and the finished model.
         device: to train on.
         precision: ``float32`` or ``bfloat16``; measured for half a second where None.
         resume: go on from the checkpoint in `out`.
         tensorboard: log for TensorBoard too, in `out`.
-        announce: told what people should know: what a model that is fine-tuned was, and collapses.
+        announce: told what people should know: what a model that is fine-tuned was, collapses, a damaged checkpoint.
+        workers: the processes that train together, this one among them; within ``workers.joined``. Only the first one
+            writes and announces.
+        sync_batch_norm: batch norm over all processes' images; graphics cards only.
+        decoders: processes that decode a stream's images.
 
     Raises:
         UserError: too few images, an `out` that holds another run, a checkpoint that does not fit, or no TensorBoard.
@@ -63,7 +68,7 @@ class Trainer:
     def __init__(
         self,
         settings: TrainSettings,
-        data: ImageData,
+        data: ImageData | ImageStream,
         out: Path | str,
         *,
         device: torch.device | str | None = None,
@@ -71,29 +76,63 @@ class Trainer:
         resume: bool = False,
         tensorboard: bool = False,
         announce: Callable[[str], object] = lambda line: None,
+        workers: Workers = ALONE,
+        sync_batch_norm: bool = False,
+        decoders: int = 0,
     ) -> None:
-        self.settings, self.out, self.announce = settings, Path(out), announce
+        self.settings, self.out, self.workers = settings, Path(out), workers
+        self.announce = announce if workers.first else lambda line: None
         self.device = chosen_device(device)
+        self.team = Team(workers, batch_size=settings.batch_size, accumulate=settings.accumulate)
+        streamed = None
+        if isinstance(data, ImageStream):
+            streamed = Streamed(data, settings, workers=workers, device=self.device, decoders=decoders)
+            data = data.data()
         check_room(settings, data, self.out, resume=resume)
-        self.held, self.kept = hold_out(len(data), settings.held_out)
+        if streamed is None:
+            self.held, self.kept = hold_out(len(data), settings.held_out)
+        else:
+            self.held, self.kept = streamed.held, streamed.kept
         check_classes(data, self.kept, settings.held_out)
         self.steps_per_epoch = len(self.kept) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
-        network, data = first_network(settings, data, self.device, resume=resume, announce=announce)
+        network, data = first_network(settings, data, self.device, resume=resume, announce=self.announce)
         execution = Execution(precision or "float32", settings.batch_size, measured=False)
-        self.state = TrainState.fresh(settings, network, execution, data_summary(data) | normalisation(data))
+        self.state = TrainState.fresh(settings, network, execution, self._identity(data, streamed))
         if resume:
-            self.state.load(self.out, self.device)
+            # A damaged checkpoint is set aside, by one of them.
+            workers.in_turn(lambda: self.state.load(self.out, self.device, announce=self.announce))
             data = check_same_run(self.state, data, self.out, precision)
         self.data = data
         self.mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
         self.std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+        self.streamed = streamed is not None
+        self.source: BatchSource = streamed or InMemory(
+            data,
+            self.held,
+            self.kept,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            read=lambda places: self._batch(places),
+        )
         if not resume and precision is None:
             shape = (channels, self.size, self.size)
-            self.state.execution = measured_execution(network, settings, self.device, shape)
-        self.board = Board(self.out, step=self.state.step) if tensorboard else None
+            # As the first process measures it, or each might train in another precision.
+            self.state.execution = workers.agreed(lambda: measured_execution(network, settings, self.device, shape))
+        if sync_batch_norm:
+            self.state.network = synchronised(network, self.device, workers)
+        if self.state.perturbation is not None:
+            self.state.perturbation = own(self.state.perturbation, self.team.rows)
+        self.outer = self.team.wrapped(self.state.network)
+        self.twin = attack_twin(self.state.network, settings, self.state.execution.precision)
+        self.board = Board(self.out, step=self.state.step) if tensorboard and workers.first else None
         self._last: StepResult | None = None
+
+    @staticmethod
+    def _identity(data: ImageData, streamed: Streamed | None) -> dict[str, Any]:
+        """What a checkpoint remembers of the data."""
+        return data_summary(data) | normalisation(data) | (streamed.summary if streamed else {"stream": None})
 
     def run(self, on_step: Callable[[Trainer, float], object] | None = None) -> Path:
         """Train to the end and finish the model folder.
@@ -109,11 +148,13 @@ class Trainer:
             UserError: the loss, a gradient or the attack became NaN or infinite. The last checkpoint stays.
         """
         try:
-            if self._all_epochs(on_step):
-                finish_model(self.state, self.data, self.held, self.out)
+            if self._all_epochs(on_step) and self.workers.first:
+                data, held = self.source.for_seeds()
+                finish_model(self.state, data, held, self.out)
         finally:
             if self.board is not None:
                 self.board.close()
+        self.workers.wait()  # Nobody leaves while the first still writes.
         return self.out
 
     def _all_epochs(self, on_step: Callable[[Trainer, float], object] | None) -> bool:
@@ -130,28 +171,37 @@ class Trainer:
         if self.settings.guarded and state.good is None:
             state.keep_good()
         if state.step == 0:
-            state.save(self.out)  # So that a kill in the first minutes can be resumed too.
+            self._save()  # So that a kill in the first minutes can be resumed too.
         while state.step < self.total_steps:
             epoch, first = divmod(state.step, self.steps_per_epoch)
-            draw = torch.randperm(len(self.kept), generator=generator(self.settings.seed, ORDER, epoch)).numpy()
-            order = self.kept[draw]
-            for position in range(first, self.steps_per_epoch):
-                places = order[position * self.settings.batch_size : (position + 1) * self.settings.batch_size]
-                loss = self._step(*self._batch(places))
+            for position, batch in enumerate(self.source.epoch(epoch, first, self.team.rows), start=first):
+                loss = self._step(*batch)
                 self._after_step(loss)
                 now = count_time()
-                keep_going = on_step is None or on_step(self, loss) is not False
+                stop = on_step is not None and on_step(self, loss) is False
+                # All processes stop, or save, where one of them is to: both take all of them.
+                stop, due = self.workers.any(stop, now - saved > CHECKPOINT_SECONDS)
                 ended = position + 1 == self.steps_per_epoch
                 if ended:
                     # Before any checkpoint of this step: a resumed run begins with the next epoch.
                     self._end_epoch(epoch, loss)
                     now = count_time()
-                if ended or not keep_going or now - saved > CHECKPOINT_SECONDS:
-                    state.save(self.out)
+                if ended or stop or due:
+                    self._save()
                     saved = now
-                if not keep_going:
+                if stop:
                     return False
         return True
+
+    def _save(self) -> None:
+        """Write the checkpoint, with what each process has of it; the first one does, the others wait."""
+        carried = self.state.perturbation
+        if carried is not None:
+            self.state.perturbation = self.team.whole(carried)
+        if self.workers.first:
+            self.state.save(self.out)
+        self.state.perturbation = carried
+        self.workers.wait()
 
     def predict(self, network: nn.Module) -> Network:
         """`network` as a function from images in [0, 1] to float32 logits, in the run's precision."""
@@ -166,13 +216,21 @@ class Trainer:
 
     def _batch(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         # Indexing by an array copies from the memory map, so that the tensor may be written to.
-        images = torch.from_numpy(self.data.images[places]).to(self.device).permute(0, 3, 1, 2).float() / 255
-        return images, torch.from_numpy(self.data.labels[places]).to(self.device)
+        images, labels = (torch.from_numpy(each[places]) for each in (self.data.images, self.data.labels))
+        return as_batch(images, labels, self.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> float:
         try:
             self._last = train_step(
-                self.state, self.predict, images, labels, steps_per_epoch=self.steps_per_epoch, size=self.size
+                self.state,
+                self.predict,
+                images,
+                labels,
+                steps_per_epoch=self.steps_per_epoch,
+                size=self.size,
+                team=self.team,
+                outer=self.outer,
+                twin=self.twin,
             )
         except NotFiniteError as error:
             raise self._not_finite(str(error)) from None
@@ -185,13 +243,13 @@ class Trainer:
             self.board.step(state.step, loss, settings.rate(state.step - 1, self.steps_per_epoch))
         if not settings.guarded or state.step % settings.guard_every:
             return
-        images, labels = self._batch(self.held[:GUARD_IMAGES])
+        images, labels = self.source.held_out(0, GUARD_IMAGES)
         side = settings.side(state.step - 1, self.steps_per_epoch, self.size)
         if images.shape[-1] != side:
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
         scale = settings.attack_scale(state.step - 1, self.steps_per_epoch)
         try:
-            watch(state, self.predict, images, labels, scale=scale, announce=self.announce)
+            watch(state, self.predict, images, labels, scale=scale, announce=self.announce, team=self.team)
         except NonFiniteError:
             raise self._not_finite("finite weights") from None
 
@@ -221,9 +279,11 @@ class Trainer:
             score = [row["held_out_pgd"], row["held_out_clean"]]
             if score > state.best.get("score", [-1.0, -1.0]):
                 state.best = {"score": score, "epoch": epoch + 1}
-                keep_model(state, self.data, self.held, self.kept, self.out)
+                if self.workers.first:
+                    keep_model(state, self.data, self.held, self.kept, self.out)
         state.rows.append(row)
-        write_log(state.rows, self.out)
+        if self.workers.first:
+            write_log(state.rows, self.out)
         if self.board is not None:
             self.board.epoch(state.step, row, None if self._last is None else self._last.images)
 
@@ -231,13 +291,15 @@ class Trainer:
         """Shares of the held-out images that the average gets right, plain and under PGD-10."""
         logits = self.predict(self.state.average)
         clean = robust = 0
-        for start in range(0, len(self.held), 200):
+        # Whole batches, so that an image meets the same company, and rounding, as in one process.
+        for start in self.workers.share(range(0, len(self.held), 200)):
             counts = right_clean_and_attacked(
                 logits,
-                *self._batch(self.held[start : start + 200]),
+                *self.source.held_out(start, min(start + 200, len(self.held))),
                 norm=self.settings.norm,
                 eps=self.settings.eps,
                 size=self.size,
             )
             clean, robust = clean + counts[0], robust + counts[1]
+        clean, robust = self.workers.total([clean, robust])
         return clean / len(self.held), robust / len(self.held)

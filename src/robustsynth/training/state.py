@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
-import pickle
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from robustsynth.errors import UserError
-from robustsynth.files import written_beside
 from robustsynth.models.execution import Execution
+from robustsynth.training.checking import other_data
+from robustsynth.training.checkpoints import CHECKPOINT, read_checkpoint, write_checkpoint
 from robustsynth.training.settings import TrainSettings, settings_from
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -75,6 +74,37 @@ class TrainState:
                     a.lerp_(n, 1 - decay)
                 else:
                     a.copy_(n)
+        # The weights and batch norm's statistics have all gone into it.
+        self.check_finite("average")
+
+    def check_finite(self, *parts: str) -> None:
+        """Refuse NaN and infinity, which would be drawn into everything that follows.
+
+        A loss and its gradient may be finite while batch norm's running statistics are not: they are not used in
+        training, but by the attack and by the model that is kept.
+
+        Args:
+            parts: of ``network``, ``average`` and ``optimizer``.
+
+        Raises:
+            UserError: where they are.
+        """
+        for part in parts:
+            tensors = self._tensors(part)
+            if tensors and not math.isfinite(nn.utils.get_total_norm(tensors.values(), math.inf)):
+                where = next(name for name, value in tensors.items() if not bool(value.isfinite().all()))
+                raise UserError(
+                    f"expected finite weights, got NaN or infinity in {where} of the {part} at step {self.step}; the "
+                    "last checkpoint is kept. Begin again in another --out with a lower --learning-rate, or try "
+                    "--precision float32"
+                )
+
+    def _tensors(self, part: str) -> dict[str, torch.Tensor]:
+        """The floating-point tensors of a part, by name."""
+        state = getattr(self, part).state_dict()
+        if part == "optimizer":
+            state = {f"{name} {i}": v for i, each in state["state"].items() for name, v in each.items()}
+        return {n: v for n, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
 
     def keep_good(self) -> None:
         """Remember the weights as they are, to go back to."""
@@ -91,7 +121,13 @@ class TrainState:
         return self.good["step"]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all, and keep the one so far as the one before it.
+
+        Raises:
+            UserError: weights are not finite; the checkpoints stay as they are.
+            OSError: the disk is full; likewise.
+        """
+        self.check_finite("network", "average", "optimizer")
         contents = {
             "settings": dataclasses.asdict(self.settings),
             "execution": self.execution.as_dict(),
@@ -108,19 +144,22 @@ class TrainState:
             "collapses": self.collapses,
             "good": self.good,
         }
-        # By way of memory: on a full disk torch.save hides the operating system's error behind one of its own.
-        packed = io.BytesIO()
-        torch.save(contents, packed)
-        with written_beside(folder / CHECKPOINT) as temporary:
-            temporary.write_bytes(packed.getbuffer())
+        write_checkpoint(contents, folder)
 
-    def load(self, folder: Path, device: torch.device) -> None:
-        """Become what `save` wrote.
+    def load(
+        self, folder: Path, device: torch.device, *, announce: Callable[[str], object] = lambda line: None
+    ) -> None:
+        """Become what `save` wrote; where the newest checkpoint is damaged, what it wrote before that.
+
+        Args:
+            folder: the run's.
+            device: to put tensors on.
+            announce: told what a damaged checkpoint costs.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged, or it belongs to other settings.
+            UserError: there is no checkpoint that is whole, or it belongs to other settings or other data.
         """
-        contents = read_checkpoint(folder, device)
+        contents = read_checkpoint(folder, device, announce=announce, set_aside=True)
         saved = settings_from(contents["settings"])
         if saved != self.settings:
             ours = dataclasses.asdict(self.settings)
@@ -129,6 +168,8 @@ class TrainState:
                 f"expected the settings that {folder} was begun with, got others in {', '.join(differing)}; "
                 "resume without them, or choose another --out"
             )
+        if told := other_data(contents.get("data", {}), self.data):
+            raise UserError(f"expected the data that {folder} was begun with, got other ({told}); pass its --data")
         try:
             self.network.load_state_dict(contents["network"])
             self.average.load_state_dict(contents["average"])
@@ -146,33 +187,6 @@ class TrainState:
         # Checkpoints from before there were recipes lack these.
         self.perturbation, self.good = contents.get("perturbation"), contents.get("good")
         self.attack_level, self.collapses = contents.get("attack_level", 0), contents.get("collapses", [])
-
-
-def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The contents of a run's checkpoint; nothing in it is executed.
-
-    Raises:
-        UserError: there is none, it is damaged, or it holds code.
-    """
-    path = folder / CHECKPOINT
-    if not path.exists():
-        raise UserError(f"expected a checkpoint to resume from in {folder}, found no {CHECKPOINT}; leave out --resume")
-    try:
-        contents = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # A damaged file fails in the zip reader, the unpickler or the tensors.
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise UserError(
-                f"expected a checkpoint of tensors and plain values in {path}, but it holds code, which is never "
-                "executed here. Convert it where you trust it: torch.load it there with weights_only=False and "
-                "torch.save its state_dict() instead; or begin again in another --out"
-            ) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"expected a checkpoint in {path}, but it is damaged ({reason}); begin again") from None
-    needed = ("settings", "execution", "network", "average", "optimizer", "step", "seconds", "best", "rows")
-    missing = [name for name in needed if not isinstance(contents, dict) or name not in contents]
-    if missing:
-        raise UserError(f"expected a checkpoint of robustsynth train in {path}, but it lacks {', '.join(missing)}")
-    return contents
 
 
 def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.SGD:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
 from robustsynth.training.attack import recipe_attack
+from robustsynth.training.attack_network import AttackNetwork
 from robustsynth.training.augment import augment
 from robustsynth.training.mixing import cutmix
 from robustsynth.training.recipes import perturbed_weights, recipe_loss
 from robustsynth.training.state import TrainState
+from robustsynth.training.workers import SINGLE, Team, own
 
 STEP = 2
 """Key of a step's random streams: its augmentation and its attack; 1 is that of an epoch's order."""
@@ -49,6 +52,9 @@ def train_step(
     *,
     steps_per_epoch: int,
     size: int,
+    team: Team = SINGLE,
+    outer: nn.Module | None = None,
+    twin: AttackNetwork | None = None,
 ) -> StepResult:
     """Attack a batch and move the weights of ``state.network`` against it, by the recipe of ``state.settings``.
 
@@ -62,33 +68,70 @@ def train_step(
         labels: (N,) integers.
         steps_per_epoch: steps of an epoch.
         size: side in pixels that the run ends at.
+        team: the processes that take this step together, each with its rows of the batch as `images`.
+        outer: ``state.network`` as ``team.wrapped`` gives it.
+        twin: of ``state.network``, for the attack to ask in its place.
 
     Raises:
         NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
     """
     settings = state.settings
     stream = generator(settings.seed, STEP, state.step)
-    images = augment(images, settings, stream, side=settings.side(state.step, steps_per_epoch, size))
+    given = {} if team.rows is None else {"rows": team.rows}
+    images = augment(images, settings, stream, side=settings.side(state.step, steps_per_epoch, size), **given)
     if settings.cutmix:
         classes = len(state.data["classes"])
-        images, labels = cutmix(images, labels, classes=classes, probability=settings.cutmix, generator=stream)
+        # A partner may be another process's image.
+        whole = team.whole(images), team.whole(labels)
+        mixed = cutmix(*whole, classes=classes, probability=settings.cutmix, generator=stream)
+        images, labels = (own(each, team.rows) for each in mixed)
     for group in state.optimizer.param_groups:
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
-    logits = predict(state.network)
+    passes = _Passes(team, outer or state.network, predict)
     if settings.recipe == "free":
-        result = _replay(state, logits, images, labels, settings.eps * scale)
+        result = _replay(state, passes, images, labels, settings.eps * scale)
     else:
-        result = _attack_and_descend(state, logits, images, labels, stream, scale)
+        result = _attack_and_descend(state, passes, images, labels, stream, scale, twin)
+    team.average_statistics(state.network)
     state.step += 1
     state.update_average()
     return result
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """How the weights' gradients come about: by whom, through which network, and in which precision."""
+
+    team: Team
+    outer: nn.Module
+    predict: Callable[[nn.Module], Network]
+
+    def descend(self, loss: Callable[[Network], Tensor], parts: int, *, last: bool) -> float:
+        """Add a part's share of the gradient; its share of the loss, over all processes."""
+        with self.team.summing(self.outer, last=last):
+            # Wrapped networks prepare for the backward pass in the forward pass.
+            value = loss(self.predict(self.outer))
+            mean = self.team.mean(float(value.detach()))
+            if not math.isfinite(mean):
+                raise NotFiniteError("a finite loss")
+            (self.team.weighted(value) / parts).backward()
+        return mean / parts
+
+
 def _attack_and_descend(
-    state: TrainState, logits: Network, images: Tensor, labels: Tensor, stream: torch.Generator, scale: float
+    state: TrainState,
+    passes: _Passes,
+    images: Tensor,
+    labels: Tensor,
+    stream: torch.Generator,
+    scale: float,
+    twin: AttackNetwork | None,
 ) -> StepResult:
-    settings, network = state.settings, state.network
+    settings, network, team = state.settings, state.network, passes.team
+    if twin is not None:
+        twin.follow(network)
+    logits = passes.predict(network if twin is None else twin)
     total, shown = 0.0, images
     state.optimizer.zero_grad()
     for index, (part, truth) in enumerate(_parts(settings.accumulate, images, labels)):
@@ -96,28 +139,32 @@ def _attack_and_descend(
         if settings.eps > 0:
             # Parameters' gradients would be wasted on the attack.
             network.train(settings.attack_statistics == "train").requires_grad_(False)
+            failed, given = False, {"scale": scale, "level": state.attack_level, "rows": team.part_rows}
             try:
-                attacked = recipe_attack(logits, part, truth, settings, stream, scale=scale, level=state.attack_level)
+                attacked = recipe_attack(logits, part, truth, settings, stream, **given)
             except NonFiniteError:
-                raise NotFiniteError("a finite attack") from None
+                failed = True
             finally:
                 network.requires_grad_(True)
+            if team.workers.any(failed)[0]:
+                raise NotFiniteError("a finite attack")
         network.train()
 
-        def loss(part: Tensor = part, attacked: Tensor = attacked, truth: Tensor = truth) -> Tensor:
+        def loss(logits: Network, part: Tensor = part, attacked: Tensor = attacked, truth: Tensor = truth) -> Tensor:
             return recipe_loss(logits, part, attacked, truth, settings)
 
+        last = index + 1 == settings.accumulate
         if settings.awp:
-            with perturbed_weights(network, loss, settings.awp):
-                total += _descend(loss(), settings.accumulate)
+            with perturbed_weights(network, functools.partial(loss, logits), settings.awp, team=team):
+                total += passes.descend(loss, settings.accumulate, last=last)
         else:
-            total += _descend(loss(), settings.accumulate)
+            total += passes.descend(loss, settings.accumulate, last=last)
         shown = attacked if index == 0 else shown
     _move(state)
     return StepResult(total, shown)
 
 
-def _replay(state: TrainState, logits: Network, images: Tensor, labels: Tensor, eps: float) -> StepResult:
+def _replay(state: TrainState, passes: _Passes, images: Tensor, labels: Tensor, eps: float) -> StepResult:
     """Free adversarial training (Shafahi et al. 2019, Algorithm 1).
 
     The same batch is trained on `free_replays` times; each pass gives both the weights' gradient and that of the
@@ -135,10 +182,13 @@ def _replay(state: TrainState, logits: Network, images: Tensor, labels: Tensor, 
         state.optimizer.zero_grad()
         total, trained_on = 0.0, attacked
         moved: list[Tensor] = []
-        for part, center, truth in _parts(settings.accumulate, attacked, images, labels):
+        for index, (part, center, truth) in enumerate(_parts(settings.accumulate, attacked, images, labels)):
             variable = part.detach().requires_grad_(True)
-            loss = F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
-            total += _descend(loss, settings.accumulate)
+
+            def loss(logits: Network, variable: Tensor = variable, truth: Tensor = truth) -> Tensor:
+                return F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
+
+            total += passes.descend(loss, settings.accumulate, last=index + 1 == settings.accumulate)
             assert variable.grad is not None
             with torch.no_grad():
                 moved.append(constraint.project(part + eps * constraint.direction(variable.grad), center))
@@ -151,15 +201,6 @@ def _replay(state: TrainState, logits: Network, images: Tensor, labels: Tensor, 
 def _parts(count: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """The tensors cut into `count` parts of equal length, part by part."""
     return list(zip(*(t.split(len(t) // count) for t in tensors), strict=True))
-
-
-def _descend(loss: Tensor, parts: int) -> float:
-    """Add a part's share of the gradient; its share of the loss."""
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise NotFiniteError("a finite loss")
-    (loss / parts).backward()
-    return value / parts
 
 
 def _move(state: TrainState) -> None:

@@ -1,0 +1,123 @@
+"""Several processes at one job, as ``torchrun`` starts them: who does what, and how they wait for each other."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`size` processes, of which this one is number `rank`; alone by default.
+
+    Example:
+        >>> Workers(rank=1, size=3).share(range(8))
+        range(1, 8, 3)
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Workers:
+        """What ``torchrun`` says in RANK and WORLD_SIZE; alone without it."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that speaks and writes."""
+        return self.rank == 0
+
+    @property
+    def restarted(self) -> bool:
+        """Whether ``torchrun`` had to start all processes anew, because it lost one."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other."""
+        return self.size == 1
+
+    def share(self, items: Any) -> Any:
+        """Every `size`-th of `items`, a sequence or an array: what this process does."""
+        return items[self.rank :: self.size]
+
+    def device(self, asked: str | None) -> str | None:
+        """`asked`, or a graphics card of its own for each process where there are any."""
+        if asked in (None, "cuda") and self.size > 1 and torch.cuda.is_available():
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        return asked
+
+    @contextlib.contextmanager
+    def joined(self, device: torch.device | str | None = None) -> Iterator[None]:
+        """In here the processes can wait for each other, and exchange tensors on `device`.
+
+        Those on a processor go by gloo, those on a graphics card by nccl.
+        """
+        if self.size == 1 or dist.is_initialized():
+            yield
+            return
+        cuda = device is not None and torch.device(device).type == "cuda"
+        if cuda:
+            torch.cuda.set_device(torch.device(device))  # pyright: ignore[reportArgumentType]
+        # A slow process may need hours more than a quick one; the default gives up after half an hour.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(days=30))
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def total(self, counts: Sequence[int]) -> list[int]:
+        """The sums of all processes' counts; waits for all of them. Within `joined`."""
+        if self.size == 1:
+            return list(counts)
+        sums = torch.tensor(list(counts), dtype=torch.int64)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set in any process; waits for all of them. Within `joined`."""
+        return [count > 0 for count in self.total([int(flag) for flag in flags])]
+
+    def agreed(self, value: Callable[[], T]) -> T:
+        """What `value` gives in the first process, in all of them; the others do not call it. Within `joined`."""
+        if self.size == 1:
+            return value()
+        box = [value() if self.first else None]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]  # pyright: ignore[reportReturnType]
+
+    def gathered(self, value: T) -> list[T]:
+        """Every process's `value`, by rank; waits for all of them. Within `joined`."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do `work` in the first process, then in all others: what the first leaves on the disk is there for them."""
+        if self.size == 1:
+            return work()
+        if self.first:
+            done = work()
+            self.wait()
+            return done
+        self.wait()
+        return work()
+
+    def wait(self) -> None:
+        """Until every process is here. Within `joined`."""
+        self.total([0])
+
+
+ALONE = Workers()
