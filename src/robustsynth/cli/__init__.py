@@ -17,7 +17,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [
             "generate", "inpaint", "translate", "upscale", "sketch", "paint", "refine", "features",
-            "train", "evaluate", "models", "demo",
+            "train", "evaluate", "import", "publish", "models", "demo",
         ]  # fmt: skip
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -25,7 +25,8 @@ class Commands(click.Group):
 
         if cmd_name not in self.list_commands(ctx):
             return None
-        return importlib.import_module(f"robustsynth.cli.{cmd_name}").command
+        # No module can be called as the language's own word.
+        return importlib.import_module(f"robustsynth.cli.{'import_' if cmd_name == 'import' else cmd_name}").command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

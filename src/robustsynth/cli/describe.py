@@ -21,6 +21,8 @@ def describe_model(model: Classifier) -> str:
 
 def threat(card: ModelCard) -> str:
     """What the model was trained to withstand."""
+    if not card.threat_model:
+        return "what it withstands not stated"
     eps = card.threat_model.get("eps", 0)
     return f"robust in {card.threat_model.get('norm', 'l2')} to eps {eps}" if eps else "standard training"
 

@@ -18,6 +18,7 @@ from robustsynth.files import sha256, written_beside
 from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
+from robustsynth.models.hub import HUB_PREFIX, fetch_model
 
 WEIGHTS_FILE = "model.safetensors"
 NEXT_WEIGHTS = f"{WEIGHTS_FILE} (next)"
@@ -28,10 +29,11 @@ ZOO = Path(__file__).resolve().parents[3] / "zoo"
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Classifier:
-    """A classifier from a bundled name, a folder, or the ``model.safetensors`` in it.
+    """A classifier from a bundled name, a folder, the ``model.safetensors`` in it, or the Hugging Face Hub.
 
     Args:
-        name_or_path: such as ``"cifar10"``; `model_names` lists the names.
+        name_or_path: such as ``"cifar10"``; `model_names` lists the names. ``"hf://owner/name"`` or
+            ``"hf://owner/name@revision"`` is fetched from the Hub once, and then needs no network.
         device: where to put it; a CUDA device if there is one, else the CPU, where None.
 
     Returns:
@@ -39,8 +41,8 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
 
     Raises:
         UnknownNameError: neither a name nor a path.
-        UserError: files missing, damaged, or of another shape than the card says; or a checkpoint that would
-            have to be executed to be read.
+        UserError: files missing, damaged, or of another shape than the card says; a checkpoint that would
+            have to be executed to be read; or a Hub name that does not exist or cannot be reached.
 
     Example:
         >>> load_model("cifar10").classes[:3]
@@ -78,15 +80,16 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
     return classifier.to(chosen_device(device)).eval()
 
 
-def save_model(folder: Path | str, classifier: Classifier, card: ModelCard) -> ModelCard:
-    """Write weights (float16) and card into `folder`; returns the card with the files' SHA-256.
+def save_model(folder: Path | str, classifier: Classifier, card: ModelCard, *, half: bool = True) -> ModelCard:
+    """Write weights (float16; float32 where not `half`) and card into `folder`; returns the card with the files'
+    SHA-256.
 
     The card is written last, so that a folder with a card is complete. A model that is replaced can be loaded at
     every moment: until the new card is there, the old one admits both the old weights and the new.
     """
     folder = Path(folder)
     weights = {
-        name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+        name: (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
         for name, value in classifier.network.state_dict().items()
     }
     beyond = [name for name, value in weights.items() if not bool(torch.isfinite(value.float()).all())]
@@ -137,8 +140,10 @@ def find_model(name_or_path: str | Path) -> Path:
 
     Raises:
         UnknownNameError: neither.
-        UserError: a file that is not a model's weights.
+        UserError: a file that is not a model's weights, or a name that the Hub does not give.
     """
+    if str(name_or_path).startswith(HUB_PREFIX):
+        return fetch_model(str(name_or_path))
     names = model_names()
     if str(name_or_path) in names:
         return names[str(name_or_path)]
@@ -180,8 +185,9 @@ def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
 def _refusal(path: Path) -> UserError:
     """Why a file that is not a model folder cannot be loaded, and what to do."""
     convert = (
-        "Convert it where you trust it, in Python: build the network, load_state_dict(torch.load(file, "
-        "weights_only=True)), then robustsynth.Classifier.wrap(network, classes=…, mean=…, std=…) uses it as it is"
+        f"Convert it with robustsynth import {path} --out FOLDER. Where that does not know the network, in Python: "
+        "build it, load_state_dict(torch.load(file, weights_only=True)), then robustsynth.Classifier.wrap(network, "
+        "classes=…, mean=…, std=…) uses it as it is"
     )
     if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar"):
         return UserError(
