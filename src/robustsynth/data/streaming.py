@@ -132,7 +132,7 @@ def lane_pieces(pieces: Sequence[Piece], *, seed: int, epoch: int, lanes: int, l
 
     Example:
         >>> lane_pieces([Piece("a", 0, 5), Piece("b", 0, 5)], seed=0, epoch=0, lanes=2, lane=1)
-        [Piece(file='b', start=0, stop=5)]
+        [Piece(file='a', start=0, stop=5)]
     """
     order = torch.randperm(len(pieces), generator=generator(seed, SHARDS, epoch)).tolist()
     length = sum(map(len, pieces)) // lanes
