@@ -2,6 +2,8 @@
 
     python benchmarks/average_models.py FIRST SECOND --share 0.35 --data imagenette --out OUT
 
+SECOND is a model's folder, or the checkpoint.pt of a run, whose moving average is taken as it was then.
+
 Two models that one run passed through, such as where it ended and where it goes at a higher rate from there, lie in one
 valley, and so does what is between them. The statistics of batch norm are means over images under the attack that was
 trained with, and those of the average are not the average's. OUT has the first's card and seeds, and no accuracies.
@@ -25,9 +27,15 @@ from robustsynth.models.files import load_model, save_model
 from robustsynth.training.attack import adversarial_images
 
 
-def averaged(first: Classifier, second: Classifier, share: float) -> Classifier:
-    """The first model with `share` of the second's weights."""
-    others = second.network.state_dict()
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """Of a model's folder, or of the moving average in a checkpoint."""
+    if path.is_dir():
+        return load_model(path).network.state_dict()
+    return torch.load(path, map_location="cpu", weights_only=True)["average"]
+
+
+def averaged(first: Classifier, others: dict[str, Tensor], share: float) -> Classifier:
+    """The first model with `share` of the other weights."""
     with torch.no_grad():
         for name, value in first.network.state_dict().items():
             if value.is_floating_point():
@@ -73,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"expected a new folder, but {options.out} exists; choose another --out")
-    model = averaged(load_model(options.first), load_model(options.second), options.share)
+    model = averaged(load_model(options.first), weights_of(options.second), options.share)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     card = ModelCard.load(options.first)
     data = load_data(options.data, "train", image_size=card.image_size)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from robustsynth.data import load_data
 from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import machine_name, processor_kind
+from robustsynth.training.attack_network import AttackNetwork
 from robustsynth.training.augment import augment
 from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings, resolve_train_settings
@@ -96,15 +97,19 @@ def main() -> None:
         )
         plain = PlainLoop(settings, network, tuple(data.mean), tuple(data.std))
 
-        def ours(images: Tensor, labels: Tensor) -> None:
+        def ours(twin: AttackNetwork | None) -> Callable[[Tensor, Tensor], None]:
             per_epoch = trainer.steps_per_epoch
-            train_step(
-                trainer.state, trainer.predict, images, labels, steps_per_epoch=per_epoch, size=size, twin=trainer.twin
-            )
+
+            def step(images: Tensor, labels: Tensor) -> None:
+                predict = trainer.predict
+                train_step(trainer.state, predict, images, labels, steps_per_epoch=per_epoch, size=size, twin=twin)
+
+            return step
 
         loops: dict[str, Callable[[Tensor, Tensor], None]] = {
             "plain float32, contiguous": plain.step,
-            f"robustsynth, {trainer.state.execution.precision}": ours,
+            f"robustsynth, {trainer.state.execution.precision}": ours(trainer.twin),
+            "… whose attack asks the network itself": ours(None),
         }
         places = np.arange(settings.batch_size)
         images = torch.from_numpy(data.images[places]).permute(0, 3, 1, 2).float().contiguous() / 255

@@ -25,10 +25,10 @@ from robustsynth.evaluation import auto_attack, auto_run
 from robustsynth.evaluation.accuracy import evaluate_accuracy
 from robustsynth.evaluation.auto_attack import STANDARD, AutoAttacker, attacks_for, forward_passes
 from robustsynth.evaluation.auto_run import AutoResult, AutoRun, fingerprint
-from robustsynth.evaluation.workers import Workers
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model
+from robustsynth.processes import Workers
 
 SIDE = 8
 

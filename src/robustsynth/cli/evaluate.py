@@ -91,8 +91,8 @@ def command(
     from robustsynth.cli.evaluate_runs import look_for_masking, measure_auto, measure_quickly
     from robustsynth.data import load_data
     from robustsynth.errors import UserError
-    from robustsynth.evaluation.workers import Workers
     from robustsynth.models.files import load_model
+    from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
     tell: Callable[[str], object] = say if workers.first else lambda text: None

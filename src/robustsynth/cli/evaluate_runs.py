@@ -21,8 +21,8 @@ from robustsynth.evaluation.accuracy import STEPS, Accuracy, drawn, evaluate_acc
 from robustsynth.evaluation.auto_attack import package_version, title
 from robustsynth.evaluation.auto_run import AutoRun
 from robustsynth.evaluation.masking import check_masking, rising
-from robustsynth.evaluation.workers import ALONE, Workers
 from robustsynth.models.classifier import Classifier
+from robustsynth.processes import ALONE, Workers
 
 MASKING_IMAGES = 100
 """How many images are looked at for signs of masked gradients, at most."""

@@ -22,9 +22,9 @@ import numpy as np
 from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, as_batch, check_fit, drawn
 from robustsynth.evaluation.auto_attack import AutoAttacker, attacks_for, forward_passes, package_version
-from robustsynth.evaluation.workers import ALONE, Workers
 from robustsynth.files import cache_folder, write_json
 from robustsynth.models.classifier import Classifier
+from robustsynth.processes import ALONE, Workers
 
 RUN_FILE = "run.json"
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustsynth.objectives import Network
 from robustsynth.training.guard import GUARD_IMAGES
 from robustsynth.training.selecting import right_clean_and_attacked
 from robustsynth.training.state import TrainState
@@ -103,7 +102,7 @@ def forecast(trainer: Trainer) -> Forecast:
     seconds = {}
     for side in dict.fromkeys(sides):
         scratch.step = state.step + sides.index(side)
-        seconds[side] = _step_seconds(scratch, trainer.predict, images, labels, per_epoch, size)
+        seconds[side] = _step_seconds(trainer, scratch, images, labels)
     images, labels = images[:16], labels[:16]
     look = _seconds(lambda: _select(trainer, images, labels), device) / len(images)
     evaluations = sum(
@@ -134,21 +133,22 @@ def _scratch(state: TrainState) -> TrainState:
     return dataclasses.replace(fresh, average=average, attack_level=state.attack_level)
 
 
-def _step_seconds(
-    state: TrainState,
-    predict: Callable[[nn.Module], Network],
-    images: Tensor,
-    labels: Tensor,
-    steps_per_epoch: int,
-    size: int,
-) -> float:
+def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: Tensor) -> float:
     step = state.step
 
     def once() -> None:
         state.step = step
         # Random images may drive the copy's weights anywhere; the time is the same.
         try:
-            train_step(state, predict, images, labels, steps_per_epoch=steps_per_epoch, size=size)
+            train_step(
+                state,
+                trainer.predict,
+                images,
+                labels,
+                steps_per_epoch=trainer.steps_per_epoch,
+                size=trainer.size,
+                twin=trainer.twin,
+            )
         except NotFiniteError:
             state.step = step
 
