@@ -67,8 +67,10 @@ def command(
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
+    from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 
+    keep_freed_memory()
     workers = Workers.from_environment()
     device = workers.device(device)
     options = {"device": device, "precision": precision, "tensorboard": tensorboard and not dry_run}
