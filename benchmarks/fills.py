@@ -1,11 +1,12 @@
 """Fills of a random square patch, by their squared error inside and the processor time they take.
 
     python benchmarks/fills.py --data imagenette --num 300 [--size 128] [--figure fills.png]
+    python benchmarks/fills.py --times
 
 On photographs of the training split, each with one patch of 60/224 of the side, at least an eighth of the side from
 the edges. Errors are means over images of the mean squared difference inside the patch, pixels in [0, 1], with the
 standard error of the difference to Laplace's. OpenCV's and scikit-image's fills take part where these are installed
-(`pip install opencv-python-headless scikit-image`).
+(`pip install opencv-python-headless scikit-image`). ``--times``, without photographs: seconds of our fills elsewhere.
 """
 
 from __future__ import annotations
@@ -69,6 +70,40 @@ def others() -> dict[str, Fill]:
     return found
 
 
+def times(seed: int) -> None:
+    """Seconds that holes of other kinds take, on noise of 1/f."""
+    random = torch.Generator().manual_seed(seed)
+
+    def picture(height: int, width: int) -> Tensor:
+        spectrum = torch.fft.rfft2(torch.randn(1, 3, height, width, generator=random))
+        frequency = torch.fft.fftfreq(height)[:, None].hypot(torch.fft.rfftfreq(width)).clamp_min(1 / width)
+        noise = torch.fft.irfft2(spectrum / frequency, s=(height, width))
+        return ((noise - noise.mean()) / noise.std() / 5 + 0.5).clamp(0, 1)
+
+    def square(height: int, width: int, tall: int, wide: int) -> Tensor:
+        mask = torch.zeros(1, 1, height, width)
+        top, left = (height - tall) // 2, (width - wide) // 2
+        mask[..., top : top + tall, left : left + wide] = 1
+        return mask
+
+    holes = {
+        "60×60 in 224×224": square(224, 224, 60, 60),
+        "204×204 in 224×224": square(224, 224, 204, 204),
+        "70 % of 224×224, at random": (torch.rand(1, 1, 224, 224, generator=random) < 0.7).float(),
+        "580×650 in 768×1024": square(768, 1024, 580, 650),
+    }
+    kinds = [kind for kind in FILLS if kind != "mean"]
+    print(f"| hole | {' | '.join(f'{kind}, s' for kind in kinds)} |\n|---|{'---|' * len(kinds)}")
+    for name, mask in holes.items():
+        image = picture(*mask.shape[-2:])
+        taken = []
+        for kind in kinds:
+            started = time.perf_counter()
+            fill(torch.where(mask > 0, 0.5, image), mask, kind)
+            taken.append(time.perf_counter() - started)
+        print(f"| {name} | {' | '.join(f'{seconds:.2f}' for seconds in taken)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="imagenette")
@@ -76,8 +111,12 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", help="write the first pictures: whole, with the patch, and every fill")
+    parser.add_argument("--times", action="store_true", help="seconds for holes of other kinds, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.times:
+        times(options.seed)
+        return
     data = load_data(options.data, "train", image_size=options.size, channels=3)
     chosen = np.sort(np.random.default_rng(options.seed).choice(len(data.images), options.num, replace=False))
     images = as_tensor([np.asarray(data.images[index]) for index in chosen])
