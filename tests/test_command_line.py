@@ -337,7 +337,7 @@ def test_models_are_listed(tiny_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "ZOO", tmp_path / "zoo")
     result = run("models")
     assert result.exit_code == 0, result.output
-    for said in ("tiny\n", "little (= tiny)", "resnet18 of width 4", "robust in l2 to eps 0.5"):
+    for said in ("  tiny (= little)\n", "resnet18 of width 4", "robust in l2 to eps 0.5"):
         assert said in result.output
     (tmp_path / "none").mkdir()
     monkeypatch.setattr(files, "BUNDLED", tmp_path / "none")

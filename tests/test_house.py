@@ -20,7 +20,7 @@ FILES = {
 LAYERS = [
     {"errors", "files", "presets", "pictures"},
     {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"}
-    | {"processes"},
+    | {"processes", "memory"},
     {"models", "data"},
     {"objectives", "seeds", "mixtures"},
     {"tasks", "training", "evaluation"},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from robustsynth.models.files import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
+    from robustsynth.tasks.compare import Comparison, compare
     from robustsynth.tasks.generate import generate, resolve_generate
     from robustsynth.tasks.inpaint import inpaint
     from robustsynth.tasks.paint import paint
@@ -57,6 +58,7 @@ _HOMES = {
     "objectives": ["CrossEntropy", "Distance", "Objective"],
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
+    "tasks.compare": ["Comparison", "compare"],
     "tasks.generate": ["generate", "resolve_generate"],
     "tasks.inpaint": ["inpaint"],
     "tasks.paint": ["paint"],
@@ -75,12 +77,12 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Box", "ClassSeeds", "Classifier", "CrossEntropy", "Distance", "GenerateSettings", "InpaintSettings", "L2Ball",
-    "LinfBall", "ModelCard", "NonFiniteError", "Objective", "PaintSettings", "Problem", "RefineSettings",
-    "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
-    "UpscaleSettings", "UserError", "__version__", "evaluate_accuracy", "fit_class_seeds", "generate", "inpaint",
-    "load_data", "load_model", "model_names", "paint", "pgd", "pgd_steps", "predict", "refine", "resolve_generate",
-    "sample_seeds", "save_model", "sketch", "translate", "upscale",
+    "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "GenerateSettings",
+    "InpaintSettings", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError", "Objective", "PaintSettings", "Problem",
+    "RefineSettings", "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
+    "UpscaleSettings", "UserError", "__version__", "compare", "evaluate_accuracy", "fit_class_seeds", "generate",
+    "inpaint", "load_data", "load_model", "model_names", "paint", "pgd", "pgd_steps", "predict", "refine",
+    "resolve_generate", "sample_seeds", "save_model", "sketch", "translate", "upscale",
 ]  # fmt: skip
 
 

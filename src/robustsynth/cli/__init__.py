@@ -17,7 +17,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [
             "generate", "inpaint", "translate", "upscale", "sketch", "paint", "refine", "features",
-            "train", "evaluate", "import", "publish", "models", "demo",
+            "compare", "train", "evaluate", "import", "publish", "models", "demo",
         ]  # fmt: skip
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
