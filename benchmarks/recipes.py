@@ -1,7 +1,7 @@
 """Recipes of training at equal compute: each trained with as many passes of the network over an image, then attacked.
 
-    python benchmarks/recipes.py --data CIFAR10_FOLDER [--rows pgd-1,trades] [--budget 48] [--out runs/recipes] \
-        [--table docs/training-recipes.md]
+    python benchmarks/recipes.py --data CIFAR10_FOLDER [--rows pgd-1,trades] [--budget 12] [--out runs/recipes] \
+        [--results benchmarks/recipes.json --table docs/training-recipes.md]
 
 Compute is counted in forward-and-backward passes per training image over the whole run, `--budget` of them: a step of
 PGD is one, the weights' own gradient one (two for trades and mart, which train on the clean image too), AWP's ascent
@@ -10,8 +10,8 @@ and the learning rate's schedule covers them. The seconds measured stand in the 
 network, batch, augmentation, average, peak rate and seed. Each is evaluated on test images, clean and under PGD-20
 twice (from the image and from a random start), with 95 % intervals.
 
-A row that is done is skipped, one that was cut off goes on, and the table is written from all rows that are done. Each
-row's own command, in the table, makes it again.
+A row that is done is skipped, one that was cut off goes on, and the table is written from all rows that are done: they
+are kept in `--results`, so that another day or machine goes on. Each row's own command, in the table, makes it again.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def train_row(name: str, options: argparse.Namespace, data: ImageData, test: Ima
     folder = options.out / name.replace(" ", "")
     settings = settings_of(name, options)
     wanted = {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "images": len(data), "num": options.num}
-    if (folder / "result.json").exists():
-        done = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if {k: done[k] for k in wanted} != wanted:
-            raise SystemExit(f"{folder} holds this row with other settings; choose another --out")
+    done = results(options)
+    if name in done:
+        if {k: done[name][k] for k in wanted} != wanted:
+            raise SystemExit(f"{options.results} holds {name} with other settings; choose another --results")
         print(f"{name}: done")
         return
     print(f"{name}: {settings.epochs} epochs of {passes(settings):.2f} passes", flush=True)
@@ -123,23 +123,28 @@ def train_row(name: str, options: argparse.Namespace, data: ImageData, test: Ima
         "precision": trainer.state.execution.precision,
         "collapses": len(trainer.state.collapses),
     }
-    write_json(folder / "result.json", wanted | result)
+    device = chosen_device(options.device)
+    kind = processor_kind() if device.type == "cpu" else device.type
+    result["machine"] = f"{machine_name(device)} ({kind}), torch {torch.__version__}"
+    write_json(options.results, results(options) | {name: wanted | result})
+
+
+def results(options: argparse.Namespace) -> dict[str, Any]:
+    """The rows that are done."""
+    return json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
 
 
 def table(options: argparse.Namespace, given: str) -> str:
     """The rows that are done, the most robust first."""
-    found = []
-    for name in rows(options.norm, options.eps):
-        path = options.out / name.replace(" ", "") / "result.json"
-        if path.exists():
-            found.append((name, json.loads(path.read_text(encoding="utf-8"))))
-    found.sort(key=lambda row: -row[1]["pgd20"][0])
-    device = chosen_device(options.device)
-    kind = processor_kind() if device.type == "cpu" else device.type
+    done = results(options)
+    found = sorted(done.items(), key=lambda row: -row[1]["pgd20"][0])
+    missing = [name for name in rows(options.norm, options.eps) if name not in done]
+    machines = "; ".join(dict.fromkeys(row["machine"] for _, row in found))
     lines = [
         f"{options.architecture} of width {options.width}, {options.norm} ε = {options.eps:g}, "
         f"{options.budget:g} passes an image, {found[0][1]['images'] if found else 0} training images of CIFAR-10, "
-        f"{options.num} test images; {machine_name(device)} ({kind}), torch {torch.__version__}.",
+        f"{options.num} test images; {machines}.",
+        *([f"Not measured yet: {', '.join(missing)}."] if missing else []),
         "",
         "| recipe | epochs | passes | seconds | clean % | PGD-20 % | its command |",
         "|---|---|---|---|---|---|---|",
@@ -170,16 +175,18 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10: a folder of parquet files, or a Hub name")
     parser.add_argument("--rows", default="all", help="names with commas between them")
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--results", type=Path, help="where rows that are done are kept; OUT/results.json")
     parser.add_argument("--table", type=Path, help="a document with marks to put the table between")
     parser.add_argument("--device")
     parser.add_argument("--precision")
     plain: dict[str, Any] = {
-        **{"budget": 48.0, "num": 1000, "images": 0, "architecture": "resnet18", "width": 16, "norm": "l2"},
+        **{"budget": 12.0, "num": 1000, "images": 0, "architecture": "resnet18", "width": 16, "norm": "l2"},
         **{"eps": 0.5, "batch_size": 128, "learning_rate": 0.2, "held_out": 1000, "seed": 0},
     }
     for name, value in plain.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args()
+    options.results = options.results or options.out / "results.json"
     known = rows(options.norm, options.eps)
     chosen = list(known) if options.rows == "all" else [name.strip() for name in options.rows.split(",")]
     unknown = [name for name in chosen if name not in known]
