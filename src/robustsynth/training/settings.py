@@ -21,10 +21,9 @@ class TrainSettings:
     in the form of de Jorge et al. 2022, Algorithm 1: N-FGSM); see `robustsynth.training.recipes`.
 
     In the many dimensions of an image a start uniform in an l2 ball lies near its edge and at a right angle to the
-    gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. On the
-    bundled ``imagenette`` model the loss under one such step was 0.67, under one from the image itself 0.80, under
-    PGD-20 0.83 (clean 0.41; 200 validation photographs): ``random_start = false`` makes a one-step l2 attack nearly as
-    strong as PGD-20 at no cost. For linf keep it: one-step training collapses sooner without (Wong et al. 2020).
+    gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. One from
+    the image itself is nearly as strong as PGD-20 at no cost: ``random_start = false`` (docs/training-recipes.md has the
+    losses). For linf keep the random start: one-step training collapses sooner without (Wong et al. 2020).
 
     Attributes:
         architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
