@@ -6,7 +6,7 @@
 Compute is counted in forward-and-backward passes per training image over the whole run, `--budget` of them: a step of
 PGD is one, the weights' own gradient one (two for trades and mart, which train on the clean image too), AWP's ascent
 as many as the weights' gradient, a forward pass alone a third. The number of epochs follows, rounded to a whole one,
-and the learning rate's schedule covers them. The seconds measured stand in the table too. All rows have the same
+and the learning rate's schedule covers them. All rows have the same
 network, batch, augmentation, average, peak rate and seed. Each is evaluated on test images, clean and under PGD-20
 twice (from the image and from a random start), with 95 % intervals.
 
@@ -146,15 +146,15 @@ def table(options: argparse.Namespace, given: str) -> str:
         f"{options.num} test images; {machines}.",
         *([f"Not measured yet: {', '.join(missing)}."] if missing else []),
         "",
-        "| recipe | epochs | passes | seconds | clean % | PGD-20 % | its command |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | epochs | passes | clean % | PGD-20 % | its command |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in found:
         shares = [f"{100 * a:.1f} [{100 * b:.1f}, {100 * c:.1f}]" for a, b, c in (row["clean"], row["pgd20"])]
         fell = f" ({row['collapses']} collapses, recovered)" if row["collapses"] else ""
         command = f"`python benchmarks/recipes.py {given} --rows '{name}'`"
         lines.append(
-            f"| {name}{fell} | {row['settings']['epochs']} | {row['passes']:.0f} | {row['seconds']} | "
+            f"| {name}{fell} | {row['settings']['epochs']} | {row['passes']:.0f} | "
             f"{shares[0]} | {shares[1]} | {command} |"
         )
     return "\n".join(lines)

@@ -161,7 +161,10 @@ class PictureCommand:
         if not whole:
             say(f"stopped; what there is so far is in {job.out}, and the same command goes on")
             raise SystemExit(130)
-        say(f"wrote {len(job.missing)} pictures to {job.out}; figure.png shows them")
+        from robustsynth.tasks.figures import MOST_ROWS
+
+        shown = "them" if len(self.pictures) <= MOST_ROWS else f"the first {MOST_ROWS}"
+        say(f"wrote {len(job.missing)} pictures to {job.out}; figure.png shows {shown}")
 
     def _solve(self, plan: Plan, chunk: Sequence[Picture], advance: Callable[[int], object]) -> list[Made]:
         import torch

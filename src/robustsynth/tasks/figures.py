@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from robustsynth.errors import UserError
 from robustsynth.images import to_picture
 
-MOST_ROWS = 16
+MOST_ROWS = 64
 """Rows shown; nobody looks at a figure of a thousand."""
 
 CELL, GAP, TEXT = 224, 6, 15
@@ -60,6 +60,16 @@ def figure(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions
             draw.text((GAP, top + height + 1), captions[place], fill="dimgray", font=font)
         top += height + GAP + caption
     return np.asarray(sheet)
+
+
+def fitted(picture: np.ndarray) -> np.ndarray:
+    """A picture as a figure shows it, for figures of many large ones to be held in memory.
+
+    Example:
+        >>> fitted(np.zeros((4000, 3000, 3), np.uint8)).shape
+        (224, 168, 3)
+    """
+    return np.asarray(_fitted(picture))
 
 
 def _fitted(picture: np.ndarray) -> Image.Image:

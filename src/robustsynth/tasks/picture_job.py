@@ -18,7 +18,7 @@ from robustsynth.images import load_picture, load_picture_with_notes, picture_fi
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name
 from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.tasks.figures import MOST_ROWS, figure
+from robustsynth.tasks.figures import MOST_ROWS, figure, fitted
 
 SETTINGS_FILE, FIGURE_FILE = "settings.json", "figure.png"
 
@@ -227,7 +227,7 @@ class PictureJob:
         )
         write_json(self.out / SETTINGS_FILE, self.record)
         if len(self._given) < MOST_ROWS:
-            self._given[name] = made.given
+            self._given[name] = {title: fitted(given) for title, given in made.given.items()}
 
     def _draw(self) -> None:
         """The first pictures that there are results of, also of earlier runs."""
@@ -237,12 +237,12 @@ class PictureJob:
         titles = list(dict.fromkeys(titles))
         for picture in shown[:MOST_ROWS]:
             given = self._given.get(picture.name, {})
-            source = picture.image
-            results = [load_picture(self.out / f"{picture.name}{file}", channels=3) for file in self.endings]
+            source = fitted(picture.image)
+            results = [fitted(load_picture(self.out / f"{picture.name}{file}", channels=3)) for file in self.endings]
             rows.append([source, *(given.get(title, source) for title in titles), *results])
             captions.append(self.record["pictures"][picture.name].get("caption") or picture.name)
         if rows:
-            named = [file.removesuffix(".png").lstrip("-") or "result" for file in self.endings]
+            named = [file.removesuffix(".png").lstrip("-").replace("_", " ") or "result" for file in self.endings]
             save_png(self.out / FIGURE_FILE, figure(rows, ["source", *titles, *named], captions))
 
     def _drawn(self, picture: Picture) -> bool:
