@@ -69,8 +69,8 @@ def test_time_is_that_of_each_size_and_of_what_selects(tmp_path: Path, monkeypat
     seconds = {8: 0.5, 4: 0.125}
     met: list[int] = []
 
-    def measured(state: Any, predict: Any, images: Any, labels: Any, per_epoch: int, size: int) -> float:
-        side = state.settings.side(state.step, per_epoch, size)
+    def measured(run: Any, state: Any, images: Any, labels: Any) -> float:
+        side = state.settings.side(state.step, run.steps_per_epoch, run.size)
         met.append(side)
         return seconds[side]
 

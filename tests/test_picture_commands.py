@@ -19,7 +19,7 @@ from PIL import Image
 from robustsynth.cli import main
 from robustsynth.cli.options import attribute_help
 from robustsynth.images import load_picture
-from robustsynth.tasks.figures import figure
+from robustsynth.tasks.figures import MOST_ROWS, figure
 from robustsynth.tasks.step_settings import PICTURE_TASKS
 
 FIXED = ["--precision", "float32", "--device", "cpu"]
@@ -280,9 +280,9 @@ def test_ctrl_c_keeps_what_there_is_and_goes_on(tiny_folder, two, tmp_path):
 
 def test_a_figure_enlarges_small_pictures_and_shows_so_many_rows():
     row = [np.zeros((8, 8, 3), np.uint8), np.zeros((300, 600, 3), np.uint8)]
-    few, many = (figure([row] * n, ["a", "b"], ["caption"] * n) for n in (2, 40))
+    few, many = (figure([row] * n, ["a", "b"], ["caption"] * n) for n in (2, 100))
     assert few.shape[1] == many.shape[1] > 448
-    assert few.shape[0] < many.shape[0] < 20 * 260
+    assert few.shape[0] < many.shape[0] < (MOST_ROWS + 2) * 260
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustsynth.errors import UserError
 from robustsynth.models.classifier import Classifier, representation
 from robustsynth.models.execution import PRECISIONS, Execution, chosen_execution
-from robustsynth.models.folding import fold_batch_norm, reduce_but_logits, reducible
+from robustsynth.models.folding import fold_batch_norm, keep_rows_apart, reduce_but_logits, reducible
 
 
 class Synthesizer(nn.Module):
@@ -40,6 +40,8 @@ class Synthesizer(nn.Module):
         network = copy.deepcopy(network).requires_grad_(False).eval()
         if self.whole:
             reduce_but_logits(network)
+        elif precision == "float32":
+            keep_rows_apart(network)
         self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.register_buffer("mean", classifier.mean.clone())
         self.register_buffer("std", classifier.std.clone())

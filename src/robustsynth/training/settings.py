@@ -21,9 +21,10 @@ class TrainSettings:
     in the form of de Jorge et al. 2022, Algorithm 1: N-FGSM); see `robustsynth.training.recipes`.
 
     In the many dimensions of an image a start uniform in an l2 ball lies near its edge and at a right angle to the
-    gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. One from
-    the image itself is nearly as strong as PGD-20 at no cost: ``random_start = false`` (docs/training-recipes.md has the
-    losses). For linf keep the random start: one-step training collapses sooner without (Wong et al. 2020).
+    gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. One
+    from the image itself is nearly as strong as PGD-20 at no cost: ``random_start = false`` (the losses are in
+    docs/training-recipes.md). For linf keep the random start: one-step training collapses sooner without (Wong et al.
+    2020).
 
     Attributes:
         architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
