@@ -38,7 +38,7 @@ def figure(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions
             f"expected rows of {len(titles)} pictures, as many as there are titles, got {[len(r) for r in rows]}"
         )
     font = ImageFont.load_default(TEXT)
-    shown = [[_fitted(picture) for picture in row] for row in rows[:MOST_ROWS]]
+    shown = [[Image.fromarray(fitted(picture)) for picture in row] for row in rows[:MOST_ROWS]]
     line = TEXT + GAP
     # Titles may be wider than small pictures are.
     widths = [
@@ -63,23 +63,17 @@ def figure(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions
 
 
 def fitted(picture: np.ndarray) -> np.ndarray:
-    """A picture as a figure shows it, for figures of many large ones to be held in memory.
+    """As large as a cell: small ones by whole factors, so that their pixels are seen as they are; (h, w, 3) uint8.
 
     Example:
         >>> fitted(np.zeros((4000, 3000, 3), np.uint8)).shape
         (224, 168, 3)
     """
-    return np.asarray(_fitted(picture))
-
-
-def _fitted(picture: np.ndarray) -> Image.Image:
-    """As large as a cell: small ones by whole factors, so that their pixels are seen as they are."""
     longer = max(picture.shape[:2])
     image = to_picture(picture).convert("RGB")
     if longer <= CELL:
-        factor = CELL // longer
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    return image.resize(
-        (max(1, round(image.width * CELL / longer)), max(1, round(image.height * CELL / longer))),
-        Image.Resampling.LANCZOS,
-    )
+        size, method = (image.width * (CELL // longer), image.height * (CELL // longer)), Image.Resampling.NEAREST
+    else:
+        size = (max(1, round(image.width * CELL / longer)), max(1, round(image.height * CELL / longer)))
+        method = Image.Resampling.LANCZOS
+    return np.asarray(image.resize(size, method))
