@@ -11,14 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from robustsynth.models.depthwise import DepthwiseConv2d
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 REDUCIBLE = (
-    nn.Conv2d, nn.Linear, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten,
+    nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout, nn.Flatten,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
 """Layers whose weights and arithmetic may both be reduced to bfloat16; a normalisation's statistics may not."""
+
+
+FOLDABLE = (nn.Conv2d, DepthwiseConv2d)
+"""Convolutions that do what `nn.Conv2d` does; another subclass may do anything with its weights."""
+
+
+class _Tracer(fx.Tracer):
+    """Takes a layer of ours as it takes PyTorch's: whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DepthwiseConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
@@ -48,7 +61,7 @@ def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         # Options with defaults, such as the authors' with_latent=False, are fixed at them.
         parameters = list(inspect.signature(network.forward).parameters.values())[1:]
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-        traced = fx.symbolic_trace(network, concrete_args=defaults)
+        traced = fx.GraphModule(network, _Tracer().trace(network, concrete_args=defaults))
     except Exception:
         # Tracing fails in as many ways as people write networks; the plain copy is always right.
         return network, folded
@@ -65,7 +78,7 @@ def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         # Used again elsewhere, as a module or by its numbers, it must stay as it is; a hook may do anything between.
         uses = sum(str(n.target) == own or str(n.target).startswith(f"{own}.") for n in traced.graph.nodes)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (convolution, norm))
-        if uses > 1 or hooked or type(convolution) is not nn.Conv2d or norm.running_mean is None:
+        if uses > 1 or hooked or type(convolution) not in FOLDABLE or norm.running_mean is None:
             continue
         modules[own] = fuse_conv_bn_eval(convolution, norm)
         folded[own] = str(node.target)
