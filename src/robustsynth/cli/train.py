@@ -151,8 +151,11 @@ def _open(
 ) -> tuple[ImageData | ImageStream, bool]:
     """The training images, and whether they are decoded in the cache."""
     if stream:
+        from robustsynth.data.selection import is_part
         from robustsynth.data.streaming import open_stream
 
+        if is_part(data):
+            raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
         return open_stream(data, "train", image_size=image_size, announce=tell), False
     if dry_run:
         from robustsynth.data.describing import describe_data

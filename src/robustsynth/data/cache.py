@@ -139,6 +139,8 @@ def _build(
     images.flush()
     np.save(folder / "labels.npy", labels)
     meta = {"classes": list(contents.classes), "source": source.label, "spec": spec.name if spec else None}
+    if contents.part_of:
+        meta["part"] = True
     write_json(folder / "meta.json", meta)
 
 
@@ -148,7 +150,8 @@ def plan(
     """Which known data set this is, if any, and the side and channels to store."""
     sample = _headers(itertools.islice(contents.rows(), _SAMPLE))
     native = max(header.channels for header in sample)
-    spec = spec or recognised(contents.classes, channels=native, sizes=[header.size for header in sample])
+    names = contents.part_of or contents.classes
+    spec = spec or recognised(names, channels=native, sizes=[header.size for header in sample])
     if spec is not None:
         return spec, image_size or spec.image_size, channels or spec.channels
     if image_size is None or channels is None:

@@ -46,7 +46,8 @@ def describe_data(
     mean, std = statistics(spec, channels)
     images = Undecoded((contents.count, side, side, channels))
     labels = np.arange(contents.count) % len(contents.classes)
-    name, licence = (spec.name, spec.licence) if spec else (source.label.rsplit("/")[-1], "not stated")
+    name = spec.name if spec and not contents.part_of else source.label.rsplit("/")[-1]
+    licence = spec.licence if spec else "not stated"
     data = ImageData(
         images,  # pyright: ignore[reportArgumentType]
         labels,

@@ -58,7 +58,8 @@ def load_data(
     in `DATASETS`; an ``owner/name`` of the Hugging Face Hub. Class folders are labelled in the order of their
     sorted names, folders of a list in its order. Domains A and B of a folder that is called as ``horse2zebra``
     is are ``horse`` and ``zebra``. ``restricted-imagenet:`` in front of a folder of the whole ImageNet takes the
-    nine kinds of animals of `robustsynth.data.restricted.RANGES` out of it.
+    nine kinds of animals of `robustsynth.data.restricted.RANGES` out of it; ``only:horse,deer:`` in front of any of
+    these takes the pictures of these classes, labelled in this order.
 
     Args:
         path_or_name: a folder, a file, or a name; or a list of folders.
@@ -101,7 +102,7 @@ def load_data(
         images=images,
         labels=labels,
         classes=tuple(meta["classes"]),
-        name=spec.name if spec else meta["source"].rsplit("/")[-1],
+        name=spec.name if spec and not meta.get("part") else meta["source"].rsplit("/")[-1],
         licence=spec.licence if spec else "not stated",
         source=meta["source"],
         mean=mean,

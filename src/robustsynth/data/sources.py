@@ -29,11 +29,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Contents:
-    """An opened source: `rows` gives the same `count` rows, in the same order, each time it is called."""
+    """An opened source: `rows` gives the same `count` rows, in the same order, each time it is called.
+
+    Where it is a part of a larger data set, `part_of` names all classes of that, by which a known one is recognised.
+    """
 
     classes: tuple[str, ...]
     count: int
     rows: Callable[[], Iterator[Row]]
+    part_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def find_source(
     path_or_name: str | Path | Sequence[str | Path], split: str, *, announce: Callable[[str], object]
 ) -> Source:
     """A local file or folder if there is one of that name, or several folders; otherwise a data set on the Hub.
-    ``restricted-imagenet:`` in front of either takes restricted ImageNet out of it.
+    ``restricted-imagenet:`` in front of either takes restricted ImageNet out of it, ``only:horse,deer:`` two classes.
 
     Raises:
         UnknownNameError: it is neither.
@@ -67,6 +71,8 @@ def find_source(
     from robustsynth.data.folders import find_class_folders, split_folders
     from robustsynth.data.hub import find_on_hub
     from robustsynth.data.restricted import PREFIX, restricted
+    from robustsynth.data.selection import PREFIX as ONLY
+    from robustsynth.data.selection import parsed, selected
     from robustsynth.data.tables import find_parquet
 
     if not isinstance(path_or_name, str | Path):
@@ -84,6 +90,9 @@ def find_source(
         return find_halves(path, split) if halves else find_class_folders(path, split)
     if isinstance(path_or_name, str) and path_or_name.startswith(PREFIX):
         return restricted(find_source(path_or_name.removeprefix(PREFIX), split, announce=announce))
+    if isinstance(path_or_name, str) and path_or_name.startswith(ONLY):
+        classes, rest = parsed(path_or_name)
+        return selected(find_source(rest, split, announce=announce), classes)
     if isinstance(path_or_name, str) and "," in path_or_name:
         return find_domain_folders(folders_listed(path_or_name), split)
 
@@ -133,12 +142,17 @@ def located(path_or_name: str) -> str:
         ('owner/name', True)
     """
     from robustsynth.data.restricted import PREFIX
+    from robustsynth.data.selection import PREFIX as ONLY
+    from robustsynth.data.selection import parsed
 
     path = Path(path_or_name).expanduser()
     if path.exists():
         return str(path.resolve())
     if path_or_name.startswith(PREFIX):
         return PREFIX + located(path_or_name.removeprefix(PREFIX))
+    if path_or_name.startswith(ONLY):
+        classes, rest = parsed(path_or_name)
+        return f"{ONLY}{','.join(classes)}:{located(rest)}"
     if "," in path_or_name:
         return ",".join(str(folder.resolve()) for folder in folders_listed(path_or_name))
     return path_or_name
