@@ -9,7 +9,7 @@ from torch import nn
 from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.training.attack_network import AttackNetwork
 
-NARROW = {"wide-resnet28-10": 4, "wide-resnet34-10": 4, "mobilenet-v2": 8, "small-cnn": 8}
+NARROW = {"wide-resnet28-10": 4, "wide-resnet34-10": 4, "wide-resnet28-10-silu": 4, "wide-resnet70-16-silu": 1}
 
 
 def trained_a_little(architecture: str, *, channels: int = 3) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import json
 import pickle
@@ -35,7 +36,7 @@ NAMES = ("cat", "ship", "car", "owl")
 def network_of(architecture: str, size: int = 32, classes: int = 4, channels: int = 3) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        width = 8 if architecture == "mobilenet-v2" else 4
+        width = {"mobilenet-v2": 8, "wide-resnet70-16-silu": 1}.get(architecture, 4)
         network = build_network(architecture, classes=classes, width=width, channels=channels, image_size=size)
     return random_statistics(network).eval()
 
@@ -127,6 +128,20 @@ LAYOUTS = {
         inside=False,
         layout="RobustBench",
     ),
+    "RobustBench, PreActResNet without the last batch norm": Layout(
+        "preact-resnet18-plain", lambda n: {**normaliser("mu", "sigma"), **n.state_dict()}, layout="RobustBench"
+    ),
+    "RobustBench, with SiLU": Layout(
+        "wide-resnet28-10-silu",
+        lambda n: {"model_state_dict": renamed({**normaliser("mean", "std"), **n.state_dict()}, (r"^", "module."))},
+        layout="RobustBench",
+    ),
+    "RobustBench, deep with SiLU": Layout(
+        "wide-resnet70-16-silu", lambda n: {**normaliser("mean", "std"), **n.state_dict()}, layout="RobustBench"
+    ),
+    "RobustBench, narrow with SiLU": Layout(
+        "preact-resnet18-silu", lambda n: {**normaliser("mean", "std"), **n.state_dict()}, layout="RobustBench"
+    ),
     "RobustBench, a sequence": Layout(
         "wide-resnet28-10",
         lambda n: {**normaliser("0.mean", "0.std", (3,)), **{f"1.{k}": v for k, v in n.state_dict().items()}},
@@ -140,6 +155,21 @@ LAYOUTS = {
     ),
     "torchvision": Layout("resnet18", lambda n: n.state_dict(), size=96, inside=False, layout="torchvision"),
     "torchvision, ResNet-50": Layout("resnet50", lambda n: n.state_dict(), size=96, inside=False, layout="torchvision"),
+    "torchvision, ResNet-101": Layout(
+        "resnet101", lambda n: n.state_dict(), size=96, inside=False, layout="torchvision"
+    ),
+    "torchvision, ResNet-152": Layout(
+        "resnet152", lambda n: n.state_dict(), size=96, inside=False, layout="torchvision"
+    ),
+    "torchvision, ResNeXt": Layout(
+        "resnext50-32x4d", lambda n: n.state_dict(), size=96, inside=False, layout="torchvision"
+    ),
+    "robust-models-transfer, wide": Layout(
+        "wide-resnet50-2", lambda n: checkpoint_of(of_robustness(n)), size=96, layout="robustness"
+    ),
+    "robust-models-transfer, wider": Layout(
+        "wide-resnet50-4", lambda n: checkpoint_of(of_robustness(n)), size=96, layout="robustness"
+    ),
     "torchvision, VGG": Layout("vgg13-bn", lambda n: n.state_dict(), size=96, inside=False, layout="torchvision"),
     "torchvision, VGG in parts": Layout(
         "vgg11-bn",
@@ -267,11 +297,16 @@ def test_a_network_that_is_not_here(tmp_path, change, said):
 
 
 def test_preactivation_without_its_last_norm_is_another_network(tmp_path):
-    """Its shortcuts begin elsewhere, so that the same weights would give other logits."""
-    state = network_of("preact-resnet18").state_dict()
-    path = saved(tmp_path, {k: v for k, v in state.items() if not k.startswith("bn.")})
-    with pytest.raises(UserError, match="are of none"):
-        read_foreign(path, **OUTSIDE)
+    """Its shortcuts begin elsewhere, so that the same weights give other logits."""
+    network = network_of("preact-resnet18")
+    path = saved(tmp_path, {k: v for k, v in network.state_dict().items() if not k.startswith("bn.")})
+    found = read_foreign(path, **OUTSIDE)
+    assert found.fit.architecture == "preact-resnet18-plain"
+    images = torch.rand(2, 3, 32, 32)
+    network = copy.deepcopy(network)
+    network.bn, network.relu = nn.Identity(), nn.Identity()
+    with torch.no_grad():
+        assert not torch.allclose(found.classifier.network(images), network(images), rtol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.mobilenet import MobileNetV2
 from robustsynth.models.preact_resnet import PreActResNet
 from robustsynth.models.resnet import BasicBlock, Bottleneck, ResNet
+from robustsynth.models.silu_resnet import SiluPreActResNet, SiluWideResNet
 from robustsynth.models.small_cnn import SmallCNN
 from robustsynth.models.vgg import VGG
 from robustsynth.models.wide_resnet import WideResNet
@@ -19,11 +20,20 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+    "wide-resnet50-2": partial(ResNet, Bottleneck, (3, 4, 6, 3), widening=2),
+    "wide-resnet50-4": partial(ResNet, Bottleneck, (3, 4, 6, 3), widening=4),
+    "resnext50-32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), widening=2, grouped=True),
     "resnet18-even": partial(ResNet, BasicBlock, (2, 2, 2, 2), even=True),
     "resnet50-even": partial(ResNet, Bottleneck, (3, 4, 6, 3), even=True),
     "preact-resnet18": partial(PreActResNet, (2, 2, 2, 2)),
+    "preact-resnet18-plain": partial(PreActResNet, (2, 2, 2, 2), plain=True),
+    "preact-resnet18-silu": partial(SiluPreActResNet, (2, 2, 2, 2)),
     "wide-resnet28-10": partial(WideResNet, 28, 10),
     "wide-resnet34-10": partial(WideResNet, 34, 10),
+    "wide-resnet28-10-silu": partial(SiluWideResNet, 28, 10),
+    "wide-resnet70-16-silu": partial(SiluWideResNet, 70, 16),
     "vgg11-bn": partial(VGG, (1, 1, 2, 2, 2)),
     "vgg13-bn": partial(VGG, (2, 2, 2, 2, 2)),
     "vgg16-bn": partial(VGG, (2, 2, 3, 3, 3)),
@@ -32,7 +42,10 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
 }
 
-STANDARD_WIDTHS = {"small-cnn": 32, "mobilenet-v2": 32, "wide-resnet28-10": 16, "wide-resnet34-10": 16}
+STANDARD_WIDTHS = {
+    **{"small-cnn": 32, "mobilenet-v2": 32, "wide-resnet28-10": 16, "wide-resnet34-10": 16},
+    **{"wide-resnet28-10-silu": 16, "wide-resnet70-16-silu": 16},
+}
 """Base widths that are not 64. The base width is that of the first convolution; all others are in proportion to it."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 REDUCIBLE = (
-    nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout, nn.Flatten,
+    nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Identity, nn.ZeroPad2d, nn.Dropout, nn.Flatten,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
 """Layers whose weights and arithmetic may both be reduced to bfloat16; a normalisation's statistics may not."""

@@ -131,6 +131,7 @@ def arranged(state: Mapping[str, Tensor], where: str) -> StateDict:
     of_robustness = len(single) < len(plain) or any("new_mean" in found.where for found in normalisations)
     renamed = _renamed(weights)
     of_bench = list(renamed) != list(weights) or "block1.layer.0.bn1.weight" in weights or "linear.weight" in weights
+    of_bench = of_bench or "logits.weight" in weights
     of_bench = of_bench or any(re.search(r"\b(mu|sigma)\b", found.where) for found in normalisations)
     layout = "robustness" if of_robustness else "RobustBench" if of_bench else "torchvision"
     return StateDict(layout, renamed, normalisations)
@@ -187,7 +188,7 @@ def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if "bn1.weight" in weights and "layer1.0.conv1.weight" in weights:
         # A plain residual network: CIFAR-10's repositories say linear and shortcut, torchvision fc and downsample.
         return {re.sub(r"^linear\.", "fc.", k).replace(".shortcut.", ".downsample."): v for k, v in weights.items()}
-    if "bn.weight" in weights and "layer1.0.bn1.weight" in weights:
+    if "bn1.weight" not in weights and "layer1.0.bn1.weight" in weights:
         return {re.sub(r"^fc\.", "linear.", k).replace(".downsample.", ".shortcut."): v for k, v in weights.items()}
     if "block1.layer.0.bn1.weight" in weights:
         # TRADES' file holds a part that its network never runs.

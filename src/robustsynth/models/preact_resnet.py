@@ -1,7 +1,8 @@
 """Residual networks with activations before convolutions (He et al. 2016b, "Identity mappings").
 
-Names, and which network it is of several that are called so, follow the ℓ2-robust PreActResNet-18 of Rice et al. 2020
-as RobustBench publishes it: shortcuts begin after the first activation, and a batch norm and a ReLU precede pooling.
+Two of those that are called so, with RobustBench's names. Rice et al. 2020's: shortcuts begin after the first
+activation, and a batch norm and a ReLU precede pooling. The plain one, of many others there (Wong et al. 2020):
+shortcuts begin before it, and there is nothing between the last sum and pooling.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from robustsynth.models.card import SMALL_IMAGE
 class PreActBlock(nn.Module):
     """Two times batch norm, ReLU and a 3×3 convolution, beside a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, plain: bool = False) -> None:
         super().__init__()
+        self.plain = plain
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
@@ -29,7 +31,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(active)
+        shortcut = x if self.shortcut is None else self.shortcut(x if self.plain else active)
         return self.conv2(self.relu(self.bn2(self.conv1(active)))) + shortcut
 
 
@@ -45,6 +47,7 @@ class PreActResNet(nn.Module):
         width: channels of the first stage; 64 is standard.
         channels: channels of the images.
         image_size: side of the images in pixels, which chooses the stem.
+        plain: without a batch norm and a ReLU before pooling, shortcuts beginning before the first activation.
 
     Example:
         >>> PreActResNet([1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -52,7 +55,14 @@ class PreActResNet(nn.Module):
     """
 
     def __init__(
-        self, depths: Sequence[int], *, classes: int, width: int = 64, channels: int = 3, image_size: int = 32
+        self,
+        depths: Sequence[int],
+        *,
+        classes: int,
+        width: int = 64,
+        channels: int = 3,
+        image_size: int = 32,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         small = image_size <= SMALL_IMAGE
@@ -63,12 +73,13 @@ class PreActResNet(nn.Module):
         for stage, depth in enumerate(depths):
             blocks: list[nn.Module] = []
             for position in range(depth):
-                blocks.append(PreActBlock(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1))
+                stride = 2 if stage > 0 and position == 0 else 1
+                blocks.append(PreActBlock(inputs, width * 2**stage, stride, plain))
                 inputs = width * 2**stage
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.bn = nn.BatchNorm2d(inputs)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn = nn.Identity() if plain else nn.BatchNorm2d(inputs)
+        self.relu = nn.Identity() if plain else nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(inputs, classes)
         for module in self.modules():

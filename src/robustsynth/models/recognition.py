@@ -13,7 +13,14 @@ from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.card import SMALL_IMAGE
 
-_HEADS = ("fc.weight", "linear.weight", "classifier.6.weight", "classifier.1.weight", "classifier.weight")
+_HEADS = (
+    "fc.weight",
+    "linear.weight",
+    "classifier.6.weight",
+    "classifier.1.weight",
+    "classifier.weight",
+    "logits.weight",
+)
 _LARGE_IMAGE = 224
 
 
@@ -146,6 +153,8 @@ def _stem(weights: Mapping[str, Tensor], name: str, small: bool) -> tuple[int, i
     even_stem = name.endswith("-even") and not small
     key = "features.0.weight" if name.startswith("vgg") else "conv1.weight"
     key = "features.0.0.weight" if name == "mobilenet-v2" else "conv1.0.weight" if even_stem else key
+    if name.endswith("-silu"):
+        key = "init_conv.weight" if name.startswith("wide") else "conv_2d.weight"
     first = weights.get(key)
     if first is None or first.ndim != 4:
         return None

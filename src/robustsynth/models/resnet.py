@@ -47,15 +47,18 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, even: bool = False) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, even: bool = False, *, widening: int = 1, groups: int = 1
+    ) -> None:
         super().__init__()
         self.pool = _pool() if even and stride > 1 else nn.Identity()
         stride = 1 if even else stride
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        inner = widening * width
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, 4 * width, stride)
@@ -79,6 +82,10 @@ class ResNet(nn.Module):
         channels: channels of the images.
         image_size: side of the images in pixels, which chooses the stem.
         even: shrink by average pooling, so that every pixel counts alike.
+        widening: how many times as wide as usual the 3×3 convolutions of a `Bottleneck` are (Zagoruyko and Komodakis
+            2016; torchvision's wide_resnet50_2 has 2).
+        grouped: whether they are in groups, of 4 channels each in the first stage, as in ResNeXt's 32x4d (Xie et al.
+            2017).
 
     Example:
         >>> ResNet(BasicBlock, [1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -95,6 +102,8 @@ class ResNet(nn.Module):
         channels: int = 3,
         image_size: int = 32,
         even: bool = False,
+        widening: int = 1,
+        grouped: bool = False,
     ) -> None:
         super().__init__()
         small = image_size <= SMALL_IMAGE
@@ -107,12 +116,15 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small or even else nn.MaxPool2d(3, 2, 1)
+        inner: dict[str, int] = {}
+        if block is Bottleneck:
+            inner = {"widening": widening, "groups": max(1, widening * width // 4) if grouped else 1}
         stages: list[nn.Sequential] = []
         inputs = width
         for stage, depth in enumerate(depths):
             blocks: list[nn.Module] = []
             for position in range(depth):
-                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1, even))
+                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1, even, **inner))
                 inputs = width * 2**stage * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
