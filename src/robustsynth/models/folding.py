@@ -78,7 +78,9 @@ def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         # Used again elsewhere, as a module or by its numbers, it must stay as it is; a hook may do anything between.
         uses = sum(str(n.target) == own or str(n.target).startswith(f"{own}.") for n in traced.graph.nodes)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (convolution, norm))
-        if uses > 1 or hooked or type(convolution) not in FOLDABLE or norm.running_mean is None:
+        if uses > 1 or hooked or norm.running_mean is None:
+            continue
+        if not isinstance(convolution, nn.Conv2d) or type(convolution) not in FOLDABLE:
             continue
         modules[own] = fuse_conv_bn_eval(convolution, norm)
         folded[own] = str(node.target)
