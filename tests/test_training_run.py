@@ -590,7 +590,7 @@ def folder(tmp_path: Path) -> Path:
 QUICK = [
     *("--architecture", "small-cnn", "--width", "2", "--eps", "0.2", "--attack-steps", "1"),
     *("--attack-step-size", "0.2", "--epochs", "3", "--batch-size", "12", "--held-out", "12"),
-    *("--learning-rate", "0.1", "--warmup", "0.2", "--evaluate-every", "1"),
+    *("--learning-rate", "0.1", "--warmup", "0.2", "--evaluate-every", "1", "--random-start"),
     *("--precision", "float32", "--device", "cpu"),
 ]
 """The settings of `quick`, as options."""

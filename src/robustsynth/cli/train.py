@@ -36,7 +36,12 @@ RUN_FILE = "run.json"
 
 
 @click.command("train")
-@click.option("--preset", default=None, help=f"One of {', '.join(training_presets())}.")
+@click.option(
+    "--preset",
+    default=None,
+    help="small-images or photographs if not given, by the images' size, fitted to their number. "
+    f"One of {', '.join(training_presets())}.",
+)
 @click.option("--data", default=None, help="Class folders, parquet files, folders A,B, or a Hub name.")
 @click.option("--out", required=True, type=click.Path(), help="Folder for the run; it becomes the model.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
@@ -94,6 +99,8 @@ def _command(
 ) -> None:
     tell: Callable[[str], object] = say if workers.first else lambda line: None
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
+    if begun is None and preset is None and data is not None and given.get("fine_tune") is None:
+        preset, given = _defaults(data, given, tell)
     settings, data = _settings_and_data(begun, preset, data, given)
     tell(f"reading {data}")
     from robustsynth.data import located
@@ -198,6 +205,20 @@ def _settings_and_data(
     if data is None:
         raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
     return resolve_train_settings(preset, _of_the_model(given)), data
+
+
+def _defaults(data: str, given: dict[str, Any], tell: Callable[[str], object]) -> tuple[str, dict[str, Any]]:
+    """The preset for images such as these, where none is named, and what is changed of it for so many of them."""
+    from robustsynth.data.describing import describe_data
+    from robustsynth.training.defaults import attack_for, default_preset, fitted
+
+    images, _ = describe_data(data, "train", announce=tell)
+    preset = default_preset(given.get("image_size") or images.images.shape[1])
+    changes = {name: value for name, value in fitted(preset, len(images)).items() if given.get(name) is None}
+    changes |= attack_for(preset, given)
+    told = "".join(f", {name.replace('_', ' ')} {value}" for name, value in changes.items())
+    tell(f"no --preset: taking {preset}{told}")
+    return preset, given | changes
 
 
 def _of_the_model(given: dict[str, Any]) -> dict[str, Any]:
