@@ -609,7 +609,7 @@ def test_train_then_generate_then_evaluate(tmp_path: Path, folder: Path) -> None
     assert result.exit_code == 0, result.output
     assert "in float32 on cpu; 12 images held out" in result.output
     assert "best of the run, epoch" in result.output
-    assert "under PGD-10 on held-out images" in result.output
+    assert "under PGD-10 at l2 eps 0.2 on held-out images" in result.output
     assert {"model.safetensors", "card.json", "seeds.safetensors", "log.csv", "run.json"} <= {
         p.name for p in out.iterdir()
     }

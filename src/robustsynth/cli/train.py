@@ -142,7 +142,7 @@ def _command(
     if _train(trainer, tell):
         held = f"{100 * state.best['score'][1]:.1f} % clean"
         if settings.eps:
-            held += f", {100 * state.best['score'][0]:.1f} % under PGD-10"
+            held += f", {100 * state.best['score'][0]:.1f} % under PGD-10 at {settings.norm} eps {settings.eps:g}"
         tell(f"best of the run, epoch {state.best['epoch']}: {held} on held-out images")
         tell(f"draw with it: robustsynth generate --model {folder} --out {folder}/samples")
     else:
