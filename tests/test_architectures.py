@@ -163,6 +163,7 @@ PUBLISHED = {
     "wide-resnet28-10": (10, 32, wide_shapes(4)),
     "wide-resnet34-10": (10, 32, wide_shapes(5)),
     "preact-resnet18-plain": (10, 32, preact_shapes(plain=True)),
+    "preact-resnet18-early": (10, 32, preact_shapes(plain=True)),
     "preact-resnet18-silu": (10, 32, silu_preact_shapes()),
     "wide-resnet28-10-silu": (10, 32, silu_wide_shapes(4, 10)),
     "wide-resnet70-16-silu": (10, 32, silu_wide_shapes(11, 16)),
@@ -236,7 +237,7 @@ SIDES = {
     "resnext50-32x4d": (4, 4, 8, 3, 7),
 }
 
-WITHOUT_RELU = ("preact-resnet18-plain", "preact-resnet18-silu", "wide-resnet28-10-silu", "wide-resnet70-16-silu")
+WITHOUT_RELU = ("preact-resnet18-plain", "preact-resnet18-early", *(n for n in ARCHITECTURES if n.endswith("-silu")))
 """Nothing of these is known to be a dead unit, so that no gradient has to pass straight through."""
 
 

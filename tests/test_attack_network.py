@@ -9,13 +9,19 @@ from torch import nn
 from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.training.attack_network import AttackNetwork
 
-NARROW = {"wide-resnet28-10": 4, "wide-resnet34-10": 4, "wide-resnet28-10-silu": 4, "wide-resnet70-16-silu": 1}
+NARROW = {"wide-resnet34-20": 2, "wide-resnet70-16-silu": 1}
 
 
 def trained_a_little(architecture: str, *, channels: int = 3) -> nn.Module:
     """With statistics and norms that are not those of a fresh network."""
     torch.manual_seed(0)
-    network = build_network(architecture, classes=5, width=NARROW.get(architecture, 8), channels=channels)
+    width = NARROW.get(architecture, 4 if architecture.startswith("wide") else 8)
+    network = build_network(architecture, classes=5, width=width, channels=channels)
+        architecture,
+        classes=5,
+        width=NARROW.get(architecture, 4 if architecture.startswith("wide") else 8),
+        channels=channels,
+    )
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     for _ in range(2):

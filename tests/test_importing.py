@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
-import copy
 import functools
 import json
+import math
 import pickle
 import re
 from pathlib import Path
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -129,7 +131,14 @@ LAYOUTS = {
         layout="RobustBench",
     ),
     "RobustBench, PreActResNet without the last batch norm": Layout(
-        "preact-resnet18-plain", lambda n: {**normaliser("mu", "sigma"), **n.state_dict()}, layout="RobustBench"
+        "preact-resnet18-early",
+        lambda n: {
+            **normaliser("mu", "sigma"),
+            **n.state_dict(),
+            "model_preact_hl1.0.weight": n.state_dict()["conv1.weight"],
+        },
+        layout="RobustBench",
+        architecture="preact-resnet18-early",
     ),
     "RobustBench, with SiLU": Layout(
         "wide-resnet28-10-silu",
@@ -251,7 +260,8 @@ def test_every_architecture_is_told_from_all_others(architecture, size):
     """By names and shapes, at widths that are not the standard ones too; what cannot be told is asked for."""
     with torch.device("meta"):
         network = build_network(architecture, classes=7, width=8, channels=1, image_size=size)
-    fits = recognised_network(network.state_dict(), architecture=None, where="a.pt")
+    asked = architecture if architecture in ("preact-resnet18-plain", "preact-resnet18-early") else None
+    fits = recognised_network(network.state_dict(), architecture=asked, where="a.pt")
     assert {fit.classes for fit in fits} == {7}
     assert {fit.width for fit in fits} == {8}
     # Small ones of ours differ from torchvision's in nothing but how they shrink, which leaves no trace in a file.
@@ -296,17 +306,111 @@ def test_a_network_that_is_not_here(tmp_path, change, said):
         read_foreign(path, **OUTSIDE)
 
 
-def test_preactivation_without_its_last_norm_is_another_network(tmp_path):
-    """Its shortcuts begin elsewhere, so that the same weights give other logits."""
-    network = network_of("preact-resnet18")
-    path = saved(tmp_path, {k: v for k, v in network.state_dict().items() if not k.startswith("bn.")})
-    found = read_foreign(path, **OUTSIDE)
-    assert found.fit.architecture == "preact-resnet18-plain"
+def test_preactivation_without_its_last_norm_is_asked_for_by_name(tmp_path):
+    """Shortcuts begin before the first activation or after it, and leave no trace of that in a file."""
+    network = network_of("preact-resnet18-early")
+    path = saved(tmp_path, network.state_dict())
+    with pytest.raises(UserError, match="--arch preact-resnet18-plain or --arch preact-resnet18-early"):
+        read_foreign(path, **OUTSIDE)
     images = torch.rand(2, 3, 32, 32)
-    network = copy.deepcopy(network)
-    network.bn, network.relu = nn.Identity(), nn.Identity()
+    early, late = (
+        read_foreign(path, **OUTSIDE, architecture=f"preact-resnet18-{name}").classifier.network
+        for name in ("early", "plain")
+    )
     with torch.no_grad():
-        assert not torch.allclose(found.classifier.network(images), network(images), rtol=1e-2)
+        torch.testing.assert_close(early(images), network(images), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(late(images), network(images), rtol=1e-2)
+
+
+def test_strides_that_leave_no_trace_are_asked_for(tmp_path):
+    """torchvision's MobileNetV2 on small images, and the usual one for them, are the same file."""
+    network = network_of("mobilenet-v2")
+    path = saved(tmp_path, network.state_dict())
+    with pytest.raises(UserError, match=r"expected to know the strides.*--arch mobilenet-v2 where its first"):
+        read_foreign(path, **OUTSIDE)
+    images = torch.rand(2, 3, 32, 32)
+    found = read_foreign(path, **OUTSIDE, architecture="mobilenet-v2").classifier.network
+    with torch.no_grad():
+        torch.testing.assert_close(found(images), network(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_width_that_another_architecture_cannot_have_is_no_obstacle(tmp_path):
+    network = build_network("resnet18", classes=4, width=7)
+    found = read_foreign(saved(tmp_path, network.state_dict()), **OUTSIDE)
+    assert (found.fit.architecture, found.fit.width) == ("resnet18", 7)
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(0, 5), (3, 0)])
+def test_a_first_convolution_of_nothing_is_an_error(tmp_path, channels, hidden):
+    state = {
+        "conv1.weight": torch.zeros(channels, 3, 5, 5),
+        "fc1.weight": torch.zeros(hidden, 8),
+        "fc.bias": torch.ones(2),
+    }
+    with pytest.raises(UserError, match=r"no last linear layer \(looked for fc, linear"):
+        read_foreign(saved(tmp_path, state), **OUTSIDE)
+
+
+def test_two_networks_in_one_state_dict_are_an_error(tmp_path):
+    state = dict(network_of("resnet18").state_dict())
+    state |= {f"module.{name}": value + 1 for name, value in state.items()}
+    with pytest.raises(UserError, match=r"expected one network in a\.pt, found .* twice.*they differ"):
+        read_foreign(saved(tmp_path, state), **OUTSIDE)
+
+
+def test_an_averaged_model_is_its_module(tmp_path):
+    network = network_of("resnet18")
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    found = read_foreign(saved(tmp_path, {"model": averaged.state_dict()}), **OUTSIDE).classifier.network
+    assert torch.equal(found.state_dict()["fc.weight"], network.state_dict()["fc.weight"])
+
+
+def test_tensors_of_few_numbers_are_not_made_many(tmp_path):
+    """A thousand names of one storage would take a thousand times the file's size."""
+    one = torch.zeros(500, 500)
+    path = saved(tmp_path, {f"layer{number}.weight": one for number in range(1000)})
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(UserError, match=r"got 1000 MB of tensors that share 1\.0 MB"):
+        read_foreign(path, **OUTSIDE)
+
+
+@pytest.mark.parametrize("claimed", [0, 4_000_000_000])
+def test_a_size_that_an_archive_only_claims_is_not_believed(tmp_path, claimed):
+    path = saved(tmp_path, {"fc.weight": torch.zeros(2, 3)})
+    content = path.read_bytes()
+    at = content.rindex(b"archive/data/0" if b"archive/data/0" in content else b"a/data/0") - 46
+    assert content[at : at + 4] == b"PK\x01\x02", "an entry of the central directory"
+    size = claimed.to_bytes(4, "little")
+    path.write_bytes(content[: at + 24] + size + content[at + 28 :])
+    with pytest.raises(UserError, match="expected"):
+        read_foreign(path, **OUTSIDE)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_central_directory_is_an_error(tmp_path, data):
+    path = saved(tmp_path, {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)})
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(content.index(b"PK\x01\x02"), len(content) - 1))
+    content[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        read_foreign(path, **OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mean": (math.nan,) * 3}, "a mean and a positive std"),
+        ({"std": (math.inf,) * 3}, "a mean and a positive std"),
+        ({"mean": (125.3, 123.0, 113.9), "std": (63.0, 62.1, 66.7)}, r"a mean in units of \[0, 1\].*by 255"),
+        ({"mean": (-0.5,) * 3}, r"a mean in units of \[0, 1\]"),
+    ],
+)
+def test_a_normalisation_that_makes_no_sense_is_an_error(tmp_path, given, said):
+    path = saved(tmp_path, network_of("resnet18").state_dict())
+    with pytest.raises(UserError, match=said):
+        read_foreign(path, **(OUTSIDE | given))
 
 
 @pytest.mark.parametrize(
@@ -322,6 +426,7 @@ def test_preactivation_without_its_last_norm_is_another_network(tmp_path):
         ({"classes": ("a", "a", "b", "c")}, "different class names"),
         ({"image_size": None}, r"expected the side of the images.*resnet18 .* up to 64 pixels.*--image-size"),
         ({"image_size": 224}, "got --image-size 224.*not among the architectures here"),
+        ({"image_size": None, "classes": None, "data": data_facts("imagenet")}, "got --data imagenet: 224"),
         ({"mean": None}, "expected --mean and --std together"),
         ({"mean": None, "std": None}, "expected a normalisation, which a.pt does not hold: give --mean and --std"),
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "for each of the 3 channels"),

@@ -102,7 +102,12 @@ HOSTILE = {
     "a buffer outside": b"\x80\x05\x97.",
     "a class of one's own": pickle.dumps(Runs(os.system, "touch hit")),
     "a lambda's type": b"ctypes\nFunctionType\n.",
-    "hooks": pickle.dumps(collections.Counter("ab")),
+    "hooks": pickle.dumps(collections.ChainMap({})),
+    "a path that doubles itself": b"cpathlib\nPurePosixPath\np0\n(X\x08\x00\x00\x00aaaaaaaatRp1\n0"
+    + b"g0\n(g1\ng1\ntRp1\n0" * 40
+    + b"g1\n.",
+    "a device that doubles itself": b"ctorch\ndevice\np0\n(X\x04\x00\x00\x00cudaX\x04\x00\x00\x00cudatR.",
+    "a device of lists": b"ctorch\ndevice\n(]tR.",
 }
 
 
@@ -189,6 +194,14 @@ def test_each_pickle_of_an_old_file_is_guarded(trap, at):
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("code", [b"\x8d", b"\x8e", b"\x96"], ids=["text", "bytes", "bytearray"])
+def test_a_value_that_claims_to_be_larger_than_all_memory_is_an_error(tmp_path, code):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x05" + code + (2**60).to_bytes(8, "little") + b"abc.")
+    with pytest.raises(UserError, match=r"damaged or cut short|whole pickle"):
+        open_checkpoint(path)
+
+
 def test_a_pickled_network_is_refused_by_its_name(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
     with pytest.raises(RefusedPickleError, match=r"torch\.nn\.modules\.linear\.Linear.*state_dict\(\) alone"):
@@ -254,6 +267,7 @@ def test_what_training_scripts_save_beside_the_weights(protocol):
         "simple": types.SimpleNamespace(a=1),
         "ordered": collections.OrderedDict(a=1),
         "default": collections.defaultdict(list, a=[1]),
+        "milestones": collections.Counter([60, 120]),
         "scalar": np.float64(0.5),
         "small": np.int32(-3),
         "path": __import__("pathlib").PurePosixPath("/a/b"),
@@ -267,6 +281,7 @@ def test_what_training_scripts_save_beside_the_weights(protocol):
         "simple": {"a": 1},
         "ordered": {"a": 1},
         "default": {"a": [1]},
+        "milestones": {60: 1, 120: 1},
         "scalar": 0.5,
         "small": -3,
         "path": "/a/b",

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from robustsynth.models.importing import DataFacts
 
 CIFAR10_OF_ROBUSTNESS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR10_OF_BENCH = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+"""In RobustBench's code, for Rice 2020, Wong 2020, Gowal 2020 and others."""
+OF_CIFAR10 = {
+    "robustness": CIFAR10_OF_ROBUSTNESS,
+    "Rice 2020, Wong 2020, Gowal 2020 and others on RobustBench": CIFAR10_OF_BENCH,
+}
 RESTRICTED_OF_ROBUSTNESS = ((0.4717, 0.4499, 0.3837), (0.2600, 0.2516, 0.2575))
 """As the data sets of the library `robustness` have them."""
 AS_THEY_ARE = ((0.0,), (1.0,))
@@ -30,7 +36,7 @@ def data_facts(name: str) -> DataFacts:
     Example:
         >>> facts = data_facts("cifar10")
         >>> facts.classes[0], facts.image_size, [choice.where for choice in facts.normalisations]
-        ('airplane', 32, ['robustness', 'the statistics of its pictures', 'none inside or outside'])
+        ('airplane', 32, ['robustness', 'Rice 2020, Wong 2020, Gowal 2020 and others on RobustBench', ...])
     """
     from robustsynth.data.domains import half_names
     from robustsynth.data.restricted import IMAGENET_CLASSES, RANGES
@@ -42,7 +48,7 @@ def data_facts(name: str) -> DataFacts:
     if name in DATASETS:
         spec = DATASETS[name]
         choices = (
-            *([Normalisation("robustness", *CIFAR10_OF_ROBUSTNESS)] if name == "cifar10" else []),
+            *([Normalisation(who, *values) for who, values in OF_CIFAR10.items()] if name == "cifar10" else []),
             Normalisation("the statistics of its pictures", spec.mean, spec.std),
             Normalisation("none inside or outside", *(values * spec.channels for values in AS_THEY_ARE)),
         )

@@ -28,11 +28,15 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18-even": partial(ResNet, BasicBlock, (2, 2, 2, 2), even=True),
     "resnet50-even": partial(ResNet, Bottleneck, (3, 4, 6, 3), even=True),
     "preact-resnet18": partial(PreActResNet, (2, 2, 2, 2)),
-    "preact-resnet18-plain": partial(PreActResNet, (2, 2, 2, 2), plain=True),
+    "preact-resnet18-plain": partial(PreActResNet, (2, 2, 2, 2), last_norm=False),
+    "preact-resnet18-early": partial(PreActResNet, (2, 2, 2, 2), last_norm=False, early_shortcut=True),
     "preact-resnet18-silu": partial(SiluPreActResNet, (2, 2, 2, 2)),
     "wide-resnet28-10": partial(WideResNet, 28, 10),
     "wide-resnet34-10": partial(WideResNet, 34, 10),
+    "wide-resnet28-4": partial(WideResNet, 28, 4),
+    "wide-resnet34-20": partial(WideResNet, 34, 20),
     "wide-resnet28-10-silu": partial(SiluWideResNet, 28, 10),
+    "wide-resnet34-10-silu": partial(SiluWideResNet, 34, 10),
     "wide-resnet70-16-silu": partial(SiluWideResNet, 70, 16),
     "vgg11-bn": partial(VGG, (1, 1, 2, 2, 2)),
     "vgg13-bn": partial(VGG, (2, 2, 2, 2, 2)),
@@ -43,8 +47,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 STANDARD_WIDTHS = {
-    **{"small-cnn": 32, "mobilenet-v2": 32, "wide-resnet28-10": 16, "wide-resnet34-10": 16},
-    **{"wide-resnet28-10-silu": 16, "wide-resnet70-16-silu": 16},
+    **{"small-cnn": 32, "mobilenet-v2": 32},
+    **dict.fromkeys(("wide-resnet28-4", "wide-resnet28-10", "wide-resnet34-10", "wide-resnet34-20"), 16),
+    **dict.fromkeys(("wide-resnet28-10-silu", "wide-resnet34-10-silu", "wide-resnet70-16-silu"), 16),
 }
 """Base widths that are not 64. The base width is that of the first convolution; all others are in proportion to it."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 _PICKLES = (b"\x80", b"(", b"]", b"}", b"c")
 """What pickles begin with: a version, or of before there were any, a list, a dict or a name."""
+_BROKEN_ZIP = (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error, OSError)
+"""What a damaged archive's tables raise, bad names (a ValueError) and places before its beginning (an OSError) too."""
 _AGAIN = "the file is cut short or damaged; fetch it again and compare its size with the one published"
 
 
@@ -49,12 +53,21 @@ class Checkpoint:
         if isinstance(stored, StoredArray):
             if stored.array is None:
                 raise UserError("expected an array with its numbers, found it empty")
-            return torch.from_numpy(stored.array.astype(stored.array.dtype.newbyteorder("="), copy=True))
+            try:
+                return torch.from_numpy(stored.array.astype(stored.array.dtype.newbyteorder("="), copy=True))
+            except TypeError:
+                raise UserError(
+                    f"expected numbers of a type that PyTorch has, got {stored.array.dtype}; save them in float32"
+                ) from None
         if not isinstance(stored, StoredTensor):
             return stored.clone()
         content = self.read(stored.storage)
-        if not content:
+        if not content and math.prod(stored.size) == 0:
             return torch.empty(stored.size, dtype=stored.dtype)
+        # Never memory that nobody wrote to.
+        if len(content) < stored.storage.numel * _item_size(stored.storage) or not content:
+            expected = f"{stored.storage.numel} numbers of storage {stored.storage.key}"
+            raise UserError(f"expected {expected}, found fewer: {_AGAIN}")
         flat = torch.frombuffer(content, dtype=stored.dtype)
         return torch.as_strided(flat, stored.size, stored.stride, stored.offset).clone().contiguous()
 
@@ -123,7 +136,8 @@ def _open_zip(path: Path) -> Checkpoint:
                 )
             for info in entries.values():
                 # As torch.save writes them, so that no size in the archive can be larger than the archive.
-                if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                plain = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
+                if not plain or info.flag_bits & 1:
                     raise UserError(
                         f"expected the files in {path.name} to be stored plainly, as torch.save does it, got "
                         f"{info.filename} compressed or encrypted"
@@ -133,7 +147,9 @@ def _open_zip(path: Path) -> Checkpoint:
                 raise UserError(f"expected numbers with the lowest byte first in {path.name}, got the highest first")
             with archive.open(pickles[0]) as stream:
                 contents = read_pickle(stream, path.name)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except _BROKEN_ZIP as error:
         raise UserError(
             f"expected a whole zip archive in {path.name}, as torch.save writes it ({error}): {_AGAIN}"
         ) from None
@@ -149,7 +165,7 @@ def _open_zip(path: Path) -> Checkpoint:
         try:
             with zipfile.ZipFile(path) as archive:
                 return bytearray(archive.read(name))
-        except (zipfile.BadZipFile, EOFError) as error:
+        except _BROKEN_ZIP as error:
             raise UserError(f"expected whole numbers as {name} in {path.name}, but {error}: {_AGAIN}") from None
 
     return Checkpoint(contents, "PyTorch zip", read)

@@ -21,6 +21,7 @@ from robustsynth.models.foreign import open_checkpoint
 from robustsynth.models.layouts import Normalisation, StateDict, arranged, chosen_state, written_numbers
 from robustsynth.models.recognition import Fit, recognised_network
 
+LARGE_IMAGE = 224
 NORMS = ("l2", "linf")
 
 
@@ -95,7 +96,11 @@ def read_foreign(
     checkpoint = open_checkpoint(path)
     state = arranged(chosen_state(checkpoint, key, path.name), path.name)
     fits = recognised_network(state.weights, architecture=architecture, where=path.name)
-    fit, size = _fit_and_size(fits, image_size or (data.image_size if data else None), path.name)
+    origin = "--image-size" if image_size or data is None else f"--data {data.name}:"
+    size = image_size or (data.image_size if data else None)
+    if architecture is None:
+        _check_strides(fits, size, path.name)
+    fit, size = _fit_and_size(fits, size, path.name, origin)
     names = _class_names(classes, data, fit, path.name)
     normalisation = _normalisation(state, mean, std, data, fit.channels, path.name)
     network = build_network(
@@ -175,7 +180,18 @@ def _threat_model(norm: str | None, eps: float | None) -> dict[str, Any]:
     return {"norm": norm, "eps": eps}
 
 
-def _fit_and_size(fits: list[Fit], size: int | None, where: str) -> tuple[Fit, int]:
+def _check_strides(fits: list[Fit], size: int | None, where: str) -> None:
+    """Refuse to guess strides: a network whose two forms have the same shapes may be either."""
+    if size is not None and size <= SMALL_IMAGE and len({fit.small for fit in fits}) > 1:
+        name = fits[0].architecture
+        raise UserError(
+            f"expected to know the strides of {where}, a {name}, which leave no trace in it: say --arch {name} where "
+            "its first convolution and its first strided stage keep the side, as those of the one here for "
+            f"{size} pixels do; another joins by robustsynth.Classifier.wrap"
+        )
+
+
+def _fit_and_size(fits: list[Fit], size: int | None, where: str, origin: str) -> tuple[Fit, int]:
     told = next((fit.image_size for fit in fits if fit.image_size), None)
     if size is None and told is None:
         raise UserError(
@@ -187,13 +203,14 @@ def _fit_and_size(fits: list[Fit], size: int | None, where: str) -> tuple[Fit, i
     for fit in fits:
         if fit.small == (size <= SMALL_IMAGE) and fit.image_size in (None, size):
             return fit, size
+    suiting = fits[0].image_size or (None if fits[0].small else LARGE_IMAGE)
     remedy = (
-        f"give --image-size {fits[0].image_size}"
-        if fits[0].image_size
+        f"give --image-size {suiting}, or what it was trained at"
+        if suiting
         else "networks of this form for images of that side are not among the architectures here: "
         "robustsynth.Classifier.wrap takes them in Python"
     )
-    raise UserError(f"expected images that suit a {fits[0]} as {where} is one, got --image-size {size}; {remedy}")
+    raise UserError(f"expected images that suit a {fits[0]} as {where} is one, got {origin} {size}; {remedy}")
 
 
 def _class_names(classes: Sequence[str] | int | None, data: DataFacts | None, fit: Fit, where: str) -> tuple[str, ...]:
@@ -246,10 +263,16 @@ def _normalisation(
     else:
         found = _of_data(state, data, where)
     values = [v * channels if len(v) == 1 else v for v in (found.mean, found.std)]
-    if any(len(v) != channels for v in values) or min(values[1]) <= 0:
+    finite = all(math.isfinite(number) for each in values for number in each)
+    if any(len(v) != channels for v in values) or not finite or min(values[1]) <= 0:
         raise UserError(
             f"expected a mean and a positive std for each of the {channels} channels of {where}, got "
             f"mean {found.mean}, std {found.std} ({found.where})"
+        )
+    if min(values[0]) < 0 or max(values[0]) > 1:
+        raise UserError(
+            f"expected a mean in units of [0, 1], got {found.mean} ({found.where}); divide mean and std by 255 where "
+            "they are of 255"
         )
     return Normalisation(found.where, *values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.foreign import Checkpoint, is_tensor
-from robustsynth.models.pickle_values import brief
+from robustsynth.models.pickle_values import StoredTensor, brief
 
 _NORMALISERS = {"new_mean": "new_std", "mu": "sigma", "mean": "std"}
 """The last parts of the names of buffers that hold a normalisation: robustness', and RobustBench's two."""
@@ -74,7 +75,22 @@ def chosen_state(checkpoint: Checkpoint, key: str | None, where: str) -> dict[st
             f"expected one state dict in {where}, found {len(found)}: {', '.join(map(repr, found))}; "
             f"choose with --key {next(iter(found))}"
         )
-    return {name: checkpoint.tensor(value) for name, value in next(iter(found.values())).items()}
+    chosen = next(iter(found.values()))
+    _check_amount([value for value in chosen.values() if isinstance(value, StoredTensor)], where)
+    return {name: checkpoint.tensor(value) for name, value in chosen.items()}
+
+
+def _check_amount(tensors: list[StoredTensor], where: str) -> None:
+    """Refuse tensors that are far more than the numbers that they are made of, before any is made."""
+    asked = sum(math.prod(tensor.size) * tensor.dtype.itemsize for tensor in tensors)
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors}.values()
+    there = sum(storage.numel * (storage.dtype.itemsize if storage.dtype else 1) for storage in storages)
+    # robustness shares each storage between the network and its attacker's.
+    if asked > 4 * there + 2**20:
+        raise UserError(
+            f"expected tensors of numbers of their own in {where}, got {asked / 1e6:.0f} MB of tensors that share "
+            f"{there / 1e6:.1f} MB; save model.state_dict() and import that"
+        )
 
 
 def _state_dicts(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -123,7 +139,16 @@ def arranged(state: Mapping[str, Tensor], where: str) -> StateDict:
         ('robustness', ['layer2.0.downsample.0.bias', 'fc.bias'], (0.0, 0.0, 0.0))
     """
     # DataParallel and torch.compile put their part of a name wherever they wrap.
-    plain = {".".join(p for p in name.split(".") if p not in ("module", "_orig_mod")): v for name, v in state.items()}
+    plain: dict[str, Tensor] = {}
+    for name, value in state.items():
+        short = ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+        other = plain.setdefault(short, value)
+        if other is not value and not (other.shape == value.shape and bool((other == value).all())):
+            raise UserError(
+                f"expected one network in {where}, found {short} twice, with and without a wrapper's name, and they "
+                "differ; take the one that is meant into a file of its own"
+            )
+    plain.pop("n_averaged", None)  # Of PyTorch's AveragedModel.
     single = _without_attacker(plain, where)
     weights, normalisations = _without_normalisers(single, where)
     while weights and len({name.split(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
@@ -189,6 +214,8 @@ def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         # A plain residual network: CIFAR-10's repositories say linear and shortcut, torchvision fc and downsample.
         return {re.sub(r"^linear\.", "fc.", k).replace(".shortcut.", ".downsample."): v for k, v in weights.items()}
     if "bn1.weight" not in weights and "layer1.0.bn1.weight" in weights:
+        # Copies that some of RobustBench's files hold of the first layers.
+        weights = {k: v for k, v in weights.items() if not k.startswith("model_preact_hl1.")}
         return {re.sub(r"^fc\.", "linear.", k).replace(".downsample.", ".shortcut."): v for k, v in weights.items()}
     if "block1.layer.0.bn1.weight" in weights:
         # TRADES' file holds a part that its network never runs.

@@ -125,8 +125,19 @@ def _plain_type(name: Any, *_: Any) -> Name:
 def _joined(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts):
         raise TypeError("a path of what is no text")
+    # Joined with itself through the memo a path would double each time.
+    if sum(map(len, parts)) > LONGEST_PATH:
+        raise NotPlainError(f"a path of more than {LONGEST_PATH} characters")
     return "/".join(parts).replace("//", "/")
 
+
+def _device(kind: Any, index: Any = None) -> str:
+    if not isinstance(kind, str) or len(kind) > LONGEST_DEVICE or not isinstance(index, int | None):
+        raise NotPlainError("a device of what is no short name and number")
+    return kind if index is None else f"{kind}:{index}"
+
+
+LONGEST_PATH, LONGEST_DEVICE = 4096, 32
 
 NAMESPACES = {Name("argparse", "Namespace"), Name("types", "SimpleNamespace"), Name("cox.utils", "Parameters")}
 PLAIN_TYPES = (
@@ -148,12 +159,13 @@ PLAIN: set[Name] = {
 CALLS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): _dict,
     Name("collections", "defaultdict"): _counted_dict,
+    Name("collections", "Counter"): _dict,
     Name("torch._utils", "_rebuild_tensor"): _tensor,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
     Name("torch._utils", "_rebuild_parameter"): _parameter,
     Name("torch", "Size"): lambda sides=(): tuple(sides),
-    Name("torch", "device"): lambda *parts: ":".join(map(str, parts)),
+    Name("torch", "device"): _device,
     Name("numpy", "dtype"): _number_type,
     Name("_codecs", "encode"): _encoded,
     Name("copyreg", "_reconstructor"): _reconstructed,

@@ -55,7 +55,11 @@ def read_pickle(stream: IO[bytes], where: str) -> Any:
     except NotPlainError as error:
         raise machine.refusal(str(error)) from None
     # Broken bytes fail as a wrong type, an empty stack, an unknown instruction or an impossible text; all say the same.
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError) as error:
+    # A text that claims to be larger than all memory is one of them.
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError),
+        *(MemoryError, RecursionError),
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"expected a whole pickle in {where}, but it is damaged or cut short ({reason})") from None
 

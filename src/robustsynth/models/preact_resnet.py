@@ -1,8 +1,8 @@
 """Residual networks with activations before convolutions (He et al. 2016b, "Identity mappings").
 
-Two of those that are called so, with RobustBench's names. Rice et al. 2020's: shortcuts begin after the first
-activation, and a batch norm and a ReLU precede pooling. The plain one, of many others there (Wong et al. 2020):
-shortcuts begin before it, and there is nothing between the last sum and pooling.
+Three of those that are called so, with RobustBench's names. Rice et al. 2020's: shortcuts begin after the first
+activation, and a batch norm and a ReLU precede pooling. Without these, and with shortcuts that begin before the
+activation (Wong et al. 2020 on RobustBench) or after it (the CIFAR-10 collection that they stem from).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from robustsynth.models.card import SMALL_IMAGE
 class PreActBlock(nn.Module):
     """Two times batch norm, ReLU and a 3×3 convolution, beside a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, plain: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, early_shortcut: bool = False) -> None:
         super().__init__()
-        self.plain = plain
+        self.early_shortcut = early_shortcut
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
@@ -31,7 +31,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(x if self.plain else active)
+        shortcut = x if self.shortcut is None else self.shortcut(x if self.early_shortcut else active)
         return self.conv2(self.relu(self.bn2(self.conv1(active)))) + shortcut
 
 
@@ -47,7 +47,8 @@ class PreActResNet(nn.Module):
         width: channels of the first stage; 64 is standard.
         channels: channels of the images.
         image_size: side of the images in pixels, which chooses the stem.
-        plain: without a batch norm and a ReLU before pooling, shortcuts beginning before the first activation.
+        last_norm: whether a batch norm and a ReLU stand before pooling.
+        early_shortcut: whether shortcuts begin before the first activation.
 
     Example:
         >>> PreActResNet([1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -62,7 +63,8 @@ class PreActResNet(nn.Module):
         width: int = 64,
         channels: int = 3,
         image_size: int = 32,
-        plain: bool = False,
+        last_norm: bool = True,
+        early_shortcut: bool = False,
     ) -> None:
         super().__init__()
         small = image_size <= SMALL_IMAGE
@@ -74,12 +76,12 @@ class PreActResNet(nn.Module):
             blocks: list[nn.Module] = []
             for position in range(depth):
                 stride = 2 if stage > 0 and position == 0 else 1
-                blocks.append(PreActBlock(inputs, width * 2**stage, stride, plain))
+                blocks.append(PreActBlock(inputs, width * 2**stage, stride, early_shortcut))
                 inputs = width * 2**stage
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.bn = nn.Identity() if plain else nn.BatchNorm2d(inputs)
-        self.relu = nn.Identity() if plain else nn.ReLU(inplace=True)
+        self.bn = nn.BatchNorm2d(inputs) if last_norm else nn.Identity()
+        self.relu = nn.ReLU(inplace=True) if last_norm else nn.Identity()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(inputs, classes)
         for module in self.modules():

@@ -90,6 +90,11 @@ def recognised_network(weights: Mapping[str, Tensor], *, architecture: str | Non
     fitting = [fit for fit in tried if not fit.faults]
     chosen = [fit for fit in fitting if architecture in (None, fit.architecture)]
     foreign = [fit for fit in chosen if not fit.architecture.endswith("-even")]
+    if len(names := dict.fromkeys(fit.architecture for fit in foreign)) > 1:
+        raise UserError(
+            f"expected to know which network {where} is of: {' and '.join(names)} have the same names and shapes and "
+            f"give other logits; say --arch {' or --arch '.join(names)} (docs/architectures.md)"
+        )
     if chosen:
         return foreign or chosen
     if fitting:
@@ -100,8 +105,11 @@ def recognised_network(weights: Mapping[str, Tensor], *, architecture: str | Non
     nearest = min(
         (fit for fit in tried if architecture in (None, fit.architecture)), key=lambda f: f.faults, default=None
     )
-    begins = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(weights.items())[:3])
-    compared = f"nearest is {nearest}: {nearest.complaint()}" if nearest else f"it begins with {begins or 'nothing'}"
+    begins = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(weights.items())[:3]) or "nothing"
+    if not any(key in weights for key in _HEADS):
+        looked = ", ".join(key.removesuffix(".weight") for key in _HEADS)
+        begins += f"; it has no last linear layer (looked for {looked})"
+    compared = f"nearest is {nearest}: {nearest.complaint()}" if nearest else f"it begins with {begins}"
     raise UserError(
         f"expected the weights of one of these architectures in {where}: {architecture or ', '.join(ARCHITECTURES)}; "
         f"got {len(weights)} tensors that are of none ({compared}). Where the network is another one, build it with "
@@ -113,14 +121,17 @@ def _compared(weights: Mapping[str, Tensor], name: str, small: bool) -> list[Fit
     """The comparison with one form of one architecture; none where the first convolution rules it out."""
     stem = _stem(weights, name, small)
     head = next((weights[key] for key in _HEADS if key in weights), None)
-    if stem is None or head is None or head.ndim != 2 or len(head) < 2:
+    if stem is None or head is None or head.ndim != 2 or len(head) < 2 or stem[0] < 1:
         return []
     width, channels = stem
     side = _digit_side(weights, width) if name == "small-cnn" else None
     size = side or (32 if small else _LARGE_IMAGE)
     if (size <= SMALL_IMAGE) != small or channels not in (1, 3):
         return []
-    expected = _shapes(name, len(head), width, channels, size)
+    try:
+        expected = _shapes(name, len(head), width, channels, size)
+    except (ValueError, UserError):  # No such network: groups that do not divide an odd width, say.
+        return []
     return [
         Fit(
             name,
