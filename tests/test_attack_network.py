@@ -17,11 +17,6 @@ def trained_a_little(architecture: str, *, channels: int = 3) -> nn.Module:
     torch.manual_seed(0)
     width = NARROW.get(architecture, 4 if architecture.startswith("wide") else 8)
     network = build_network(architecture, classes=5, width=width, channels=channels)
-        architecture,
-        classes=5,
-        width=NARROW.get(architecture, 4 if architecture.startswith("wide") else 8),
-        channels=channels,
-    )
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     for _ in range(2):
