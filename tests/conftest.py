@@ -146,3 +146,14 @@ def png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+WITHOUT_RELU = (
+    *("preact-resnet18-plain", "preact-resnet18-early", "preact-resnet18-silu"),
+    *("wide-resnet28-10-silu", "wide-resnet34-10-silu", "wide-resnet70-16-silu"),
+)
+"""Architectures whose representation does not come from a ReLU, so that no gradient can pass straight through it."""
+
+VERY_DEEP = ("resnet101", "resnet152", "wide-resnet50-2", "wide-resnet50-4")
+"""Untrained and narrow, with statistics at random, their numbers grow beyond what float32 tells apart. Their blocks are
+those of a resnet50, and import's tests compare their logits."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import random_statistics
+from conftest import WITHOUT_RELU, random_statistics
 from robustsynth.models.architectures import ARCHITECTURES, build_network, standard_width
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.mobilenet import ClippedReLU
@@ -236,9 +236,6 @@ SIDES = {
     "wide-resnet28-10-silu": (7, 8, 16, 4, 14),
     "resnext50-32x4d": (4, 4, 8, 3, 7),
 }
-
-WITHOUT_RELU = ("preact-resnet18-plain", "preact-resnet18-early", *(n for n in ARCHITECTURES if n.endswith("-silu")))
-"""Nothing of these is known to be a dead unit, so that no gradient has to pass straight through."""
 
 
 @pytest.mark.parametrize("name", SIDES)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import random_statistics
+from conftest import VERY_DEEP, random_statistics
 from robustsynth.errors import UserError
 from robustsynth.models import execution
 from robustsynth.models.architectures import ARCHITECTURES, build_network
@@ -132,7 +132,11 @@ NETWORKS = {
     ),
 }
 """A network, and how many batch norms must be left; None where that may be as it is."""
-PREACTIVATED = {"preact-resnet18": 9, "wide-resnet28-10": 12, "wide-resnet34-10": 15}
+PREACTIVATED = {
+    **{"preact-resnet18": 9, "preact-resnet18-plain": 8, "preact-resnet18-early": 8, "preact-resnet18-silu": 9},
+    **{"wide-resnet28-4": 12, "wide-resnet28-10": 12, "wide-resnet34-10": 15, "wide-resnet34-20": 15},
+    **{"wide-resnet28-10-silu": 13, "wide-resnet34-10-silu": 16, "wide-resnet70-16-silu": 34},
+}
 """How many of their batch norms come after a sum, where there is no one convolution to fold them into."""
 NETWORKS |= {
     name: (lambda name=name: build_network(name, classes=5, width=4, image_size=16), PREACTIVATED.get(name, 0))
@@ -186,7 +190,9 @@ def wrapped(build, size: int = 16) -> Classifier:
     return Classifier.wrap(network, classes=max(2, count), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25], image_size=size)
 
 
-TWINS = {n: lambda n=n: build_network(n, classes=5, width=8, image_size=16) for n in ARCHITECTURES}
+TWINS = {
+    n: lambda n=n: build_network(n, classes=5, width=8, image_size=16) for n in ARCHITECTURES if n not in VERY_DEEP
+}
 TWINS |= {
     "options": WithOptions,
     "norms that stay": lambda: nn.Sequential(

@@ -98,7 +98,11 @@ def _command(
     given: dict[str, Any],
 ) -> None:
     tell: Callable[[str], object] = say if workers.first else lambda line: None
+    from robustsynth.data.selection import is_part
+
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
+    if stream and data is not None and is_part(data):
+        raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
     if begun is None and preset is None and data is not None and given.get("fine_tune") is None:
         preset, given = _defaults(data, given, tell)
     settings, data = _settings_and_data(begun, preset, data, given)
@@ -158,11 +162,8 @@ def _open(
 ) -> tuple[ImageData | ImageStream, bool]:
     """The training images, and whether they are decoded in the cache."""
     if stream:
-        from robustsynth.data.selection import is_part
         from robustsynth.data.streaming import open_stream
 
-        if is_part(data):
-            raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
         return open_stream(data, "train", image_size=image_size, announce=tell), False
     if dry_run:
         from robustsynth.data.describing import describe_data
