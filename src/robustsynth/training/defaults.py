@@ -59,7 +59,7 @@ def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What to change of a preset's attack for the radius, norm and recipe that are given, where nothing else is said.
 
     Its step stays as large a part of the radius. A single step in l-infinity starts at random, and is 1.25 radii long
-    (Wong et al. 2020); TRADES and MART take 7 of a fifth.
+    (Wong et al. 2020); several are 2.5 radii long together; TRADES and MART take 7 of a fifth.
 
     Example:
         >>> attack_for("photographs", {"eps": 3.0})
@@ -77,5 +77,8 @@ def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     elif given.get("attack_steps") in (None, settings.attack_steps) and eps > 0:
         wanted |= {"random_start": True} if linf else {}
         wanted |= {"attack_step_size": eps * (1.25 if linf else settings.attack_step_size / settings.eps)}
+    elif eps > 0:
+        wanted |= {"random_start": True} if linf else {}
+        wanted |= {"attack_step_size": 2.5 * eps / max(1, int(given["attack_steps"]))}
     said = {name for name, value in given.items() if value is not None}
     return {name: value for name, value in wanted.items() if name not in said and value != getattr(settings, name)}
