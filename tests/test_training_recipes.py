@@ -223,6 +223,25 @@ def test_statistics_in_the_attack_are_frozen_unless_asked_for(tmp_path: Path) ->
     assert counts == {"eval": 1, "train": 4}
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_moves_weights_with_the_attacks_twin_as_without(tmp_path: Path, name: str) -> None:
+    """Only networks with batch norm have a twin, whose weights are frozen. Of several parts the later ones' attacks
+    would differ: the twin keeps the statistics that the step began with."""
+    chosen = RECIPES[name] | {"architecture": "resnet18", "batch_size": 12, "guard_every": 0, "accumulate": 1}
+    ends = []
+    for asked in (True, False):
+        trainer = made(tmp_path / str(asked), **chosen)
+        has = chosen.get("recipe") != "free" and chosen.get("attack_statistics") != "train"
+        assert (trainer.twin is not None) == has
+        trainer.twin = trainer.twin if asked else None
+        weights = list(trainer.state.network.parameters())
+        before = [weight.detach().clone() for weight in weights]
+        trainer._step(*trainer._batch(trainer.kept[:12]))
+        ends.append(torch.cat([(a - b).detach().flatten() for a, b in zip(weights, before, strict=True)]))
+    assert float(ends[0].norm()) > 1e-3
+    assert float(F.cosine_similarity(*ends, dim=0)) > 0.99
+
+
 # Weights
 
 

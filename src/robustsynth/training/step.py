@@ -70,7 +70,7 @@ def train_step(
         size: side in pixels that the run ends at.
         team: the processes that take this step together, each with its rows of the batch as `images`.
         outer: ``state.network`` as ``team.wrapped`` gives it.
-        twin: of ``state.network``, for the attack to ask in its place.
+        twin: of ``state.network``, for the attack to ask in its place, with the statistics that the step begins with.
 
     Raises:
         NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
@@ -155,7 +155,9 @@ def _attack_and_descend(
 
         last = index + 1 == settings.accumulate
         if settings.awp:
-            with perturbed_weights(network, functools.partial(loss, logits), settings.awp, team=team):
+            # Not the attack's twin: its weights are frozen.
+            ascended = functools.partial(loss, passes.predict(network))
+            with perturbed_weights(network, ascended, settings.awp, team=team):
                 total += passes.descend(loss, settings.accumulate, last=last)
         else:
             total += passes.descend(loss, settings.accumulate, last=last)
