@@ -76,7 +76,7 @@ def test_time_is_that_of_each_size_and_of_what_selects(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(forecast_module, "_step_seconds", measured)
     monkeypatch.setattr(forecast_module, "_seconds", lambda work, device: 1.2)
-    changed = {"crop": "resized", "early_size": 4, "early_share": 0.5, "attack_steps": 2}
+    changed = {"architecture": "resnet18", "crop": "resized", "early_size": 4, "early_share": 0.5, "attack_steps": 2}
     expected = forecast(trainer(tmp_path, **changed))
     assert met == [4, 8]
     assert expected.training_seconds == 10 * 0.125 + 10 * 0.5

@@ -49,6 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast, linf": {"recipe": "fast", "norm": "linf", "eps": 0.02, "schedule": "one-cycle"},
     "pgd + awp": {"awp": 0.01, "eps_warmup": 0.5},
     "pgd + cutmix in parts": {"cutmix": 0.7, "accumulate": 3, "label_smoothing": 0.1},
+    "pgd, dropout": {"architecture": "mobilenet-v2", "width": 4, "attack_statistics": "train", "epochs": 6},
     "pgd, statistics of the batch": {
         "attack_statistics": "train",
         "architecture": "resnet18",

@@ -43,6 +43,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def checkpoints_at_each_epochs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs are of no time here; those of a real run would have taken a minute."""
+    monkeypatch.setattr(run_module, "EPOCH_SECONDS", 0)
+
+
 def pictures(count: int = 60, *, classes: int = 2, size: int = 8, seed: int = 0) -> ImageData:
     """Classes that differ in colour, with enough noise to need a few steps."""
     draw = np.random.default_rng(seed)
@@ -399,6 +405,21 @@ def test_checkpoints_come_in_mid_epoch_too(tmp_path: Path, monkeypatch: pytest.M
 
     Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").run(look)
     assert steps == [0, 1, 2, 3, 4, 5]  # A run can be resumed from before its first step on.
+
+
+def test_epochs_shorter_than_a_checkpoints_writing_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "EPOCH_SECONDS", 60)
+    now = [100.0]
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    steps: list[int] = []
+
+    def pass_time(*_: object) -> None:
+        steps.append(read_checkpoint(tmp_path)["step"])
+        now[0] += 9  # Epochs of 36 seconds.
+
+    Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").run(pass_time)
+    assert sorted(set(steps)) == [0, 8]
+    assert read_checkpoint(tmp_path)["step"] == 12
 
 
 def test_time_goes_on_counting_over_resumptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

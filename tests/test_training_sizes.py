@@ -91,6 +91,9 @@ WRONG = [
     ({"crop_area": 0.0}, "crop_area"),
     ({"crop_area": 1.5}, "crop_area"),
     ({"early_size": 0}, "early_size"),
+    ({"early_size": 3}, "early_size of 4 or more pixels, got 3"),
+    ({"early_size": 18}, "early_size of at most image_size, got 18 and 16"),
+    ({"stored_size": 14}, "image_size of at most stored_size, got 16 and 14"),
 ]
 
 

@@ -103,7 +103,9 @@ def _command(
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
     if stream and data is not None and is_part(data):
         raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
-    if begun is None and preset is None and data is not None and given.get("fine_tune") is None:
+    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise UserError(f"expected a folder for the run, got {folder}, where {file} is a file; choose another --out")
+    if begun is None and preset is None and data is not None:
         preset, given = _defaults(data, given, tell)
     settings, data = _settings_and_data(begun, preset, data, given)
     tell(f"reading {data}")
@@ -121,6 +123,7 @@ def _command(
     if resume and not workers.agreed(lambda: has_checkpoint(folder)) and (begun or workers.restarted):
         tell("it was stopped before its first step: beginning")
         resume, options["precision"] = False, options["precision"] or (begun or {}).get("precision")
+    options["writes"] = not dry_run
     trainer = Trainer(settings, images, folder, resume=resume, announce=tell, workers=workers, **options)
     state = trainer.state
     if workers.first and not dry_run:
@@ -211,12 +214,18 @@ def _settings_and_data(
 def _defaults(data: str, given: dict[str, Any], tell: Callable[[str], object]) -> tuple[str, dict[str, Any]]:
     """The preset for images such as these, where none is named, and what is changed of it for so many of them."""
     from robustsynth.data.describing import describe_data
-    from robustsynth.training.defaults import attack_for, default_preset, fitted
+    from robustsynth.training.defaults import attack_for, default_preset, fitted, sizes_for
+    from robustsynth.training.fine_tuning import attack_of_model
 
+    given = _of_the_model(given)
+    if given.get("fine_tune") is not None:
+        known = attack_of_model(given["fine_tune"])
+        # Another norm has other radii.
+        if given.get("norm") in (None, known.get("norm")):
+            given = given | {name: value for name, value in known.items() if given.get(name) is None}
     images, _ = describe_data(data, "train", announce=tell)
     preset = default_preset(given.get("image_size") or images.images.shape[1])
-    changes = {name: value for name, value in fitted(preset, len(images)).items() if given.get(name) is None}
-    changes |= attack_for(preset, given)
+    changes = fitted(preset, len(images), given) | sizes_for(preset, given) | attack_for(preset, given)
     told = "".join(f", {name.replace('_', ' ')} {value}" for name, value in changes.items())
     tell(f"no --preset: taking {preset}{told}")
     return preset, given | changes

@@ -46,6 +46,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
 }
 
+ONE_SIZE = ("small-cnn",)
+"""Those that take images of the side that they are made for alone."""
+
 STANDARD_WIDTHS = {
     **{"small-cnn": 32, "mobilenet-v2": 32},
     **dict.fromkeys(("wide-resnet28-4", "wide-resnet28-10", "wide-resnet34-10", "wide-resnet34-20"), 16),

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robustsynth.models.depthwise import DepthwiseConv2d
+from robustsynth.models.pointwise import PointwiseConv2d
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +24,7 @@ REDUCIBLE = (
 """Layers whose weights and arithmetic may both be reduced to bfloat16; a normalisation's statistics may not."""
 
 
-FOLDABLE = (nn.Conv2d, DepthwiseConv2d)
+FOLDABLE = (nn.Conv2d, DepthwiseConv2d, PointwiseConv2d)
 """Convolutions that do what `nn.Conv2d` does; another subclass may do anything with its weights."""
 
 
@@ -31,7 +32,7 @@ class _Tracer(fx.Tracer):
     """Takes a layer of ours as it takes PyTorch's: whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DepthwiseConv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (DepthwiseConv2d, PointwiseConv2d)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

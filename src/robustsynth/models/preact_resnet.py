@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.pointwise import pointwise
 
 
 class PreActBlock(nn.Module):
@@ -27,7 +28,7 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and inputs == outputs
-        self.shortcut = None if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+        self.shortcut = None if same else nn.Sequential(pointwise(inputs, outputs, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.bn1(x))

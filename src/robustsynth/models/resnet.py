@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.pointwise import pointwise
 
 
 class BasicBlock(nn.Module):
@@ -144,7 +145,7 @@ class ResNet(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(pointwise(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
 def _even_stem(channels: int, width: int) -> nn.Sequential:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.pointwise import pointwise
 
 
 class SiluBlock(nn.Module):
@@ -42,8 +43,9 @@ class SiluBlock(nn.Module):
         self.crop = nn.ZeroPad2d((0, -1, 0, -1)) if stride > 1 else nn.Identity()
         self.shortcut = None
         if stride > 1 or inputs != outputs:
-            kernel, around = (3, padding) if plain_shortcut else (1, 0)
-            self.shortcut = nn.Conv2d(inputs, outputs, kernel, stride, around, bias=False)
+            self.shortcut = pointwise(inputs, outputs, stride)
+            if plain_shortcut:
+                self.shortcut = nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = (getattr(self, name) for name in self.names)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.pointwise import pointwise
 
 STANDARD_WIDTH = 16
 """Channels of the first convolution."""
@@ -26,7 +27,7 @@ class WideBlock(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         same = stride == 1 and inputs == outputs
-        self.convShortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.convShortcut = None if same else pointwise(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))

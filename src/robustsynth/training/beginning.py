@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,47 @@ def check_classes(data: ImageData, kept: np.ndarray, held_out: int) -> None:
             f"expected at least 2 images of each class beside the {held_out} held out, "
             f"got {counts.min()} of {data.classes[int(counts.argmin())]!r}; lower --held-out or add images"
         )
+
+
+def check_passes(network: nn.Module, settings: TrainSettings, size: int, channels: int, images: int) -> None:
+    """Refuse sizes that the network cannot take, before a run is on its way to them.
+
+    Args:
+        network: to be trained; it is not changed.
+        settings: of the run.
+        size: side in pixels that the run ends at.
+        channels: of the images.
+        images: that go through it at a time.
+
+    Raises:
+        UserError: a side is too small or not the one the network was made for, or batch norm has one number to
+            normalise.
+    """
+    early = settings.early_size or size
+    if early > size:
+        raise UserError(f"expected early_size of at most the images' side, got {early} and {size}; lower --early-size")
+    device = next(network.parameters()).device
+    # Whole networks are copied only where there is something to find out.
+    trial = network.eval() if images > 1 else copy.deepcopy(network)
+    for side in sorted({early, size}):
+        zeros = torch.zeros(1, channels, side, side, device=device)
+        try:
+            with torch.no_grad():
+                trial.eval()(zeros)
+                if images == 1:
+                    trial.train()(zeros)
+        except (RuntimeError, ValueError) as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"expected batches that batch norm can normalise, got one image of {side} pixels at a time, of "
+                    f"which {settings.architecture} leaves one number a channel; raise --batch-size or --image-size, "
+                    "or lower --accumulate"
+                ) from None
+            other = "" if side == size else " (--early-size), and of another one in the end,"
+            raise UserError(
+                f"expected images that {settings.architecture} of {size} pixels takes, got {side} pixels{other} which "
+                "it does not; choose another size or --architecture"
+            ) from None
 
 
 def first_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ CHOICES = {
     "crop": ("pad", "resized", "none"),
 }
 """The names that settings of names take."""
+
+
+LEAST_SIDE = 4
+"""Pixels of the smallest images that are trained on."""
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -47,6 +52,8 @@ def _check_values(settings: TrainSettings) -> None:
     for name in ("weight_decay", "clip_norm", "jitter", "seed", "eps", "fast_noise", "guard_every"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise UserError(f"expected a finite {name} of 0 or more, got {getattr(settings, name)}")
+    if settings.seed >= 2**63:
+        raise UserError(f"expected a seed below 2^63, got {settings.seed}")
     for name in ("average", "early_share", "warmup", "eps_warmup", "label_smoothing", "momentum", "awp"):
         if not 0 <= getattr(settings, name) < 1:
             raise UserError(f"expected {name} of 0 or more and below 1, got {getattr(settings, name)}")
@@ -64,13 +71,29 @@ def _check_values(settings: TrainSettings) -> None:
 
 
 def _check_sizes(settings: TrainSettings) -> None:
-    if settings.stored_size is not None and (settings.image_size is None or settings.crop != "resized"):
+    for name in ("image_size", "stored_size", "early_size"):
+        if getattr(settings, name) is not None and getattr(settings, name) < LEAST_SIDE:
+            raise UserError(f"expected {name} of {LEAST_SIDE} or more pixels, got {getattr(settings, name)}")
+    plain = settings.crop != "resized"
+    # Sizes that are all the same are none.
+    if settings.stored_size is not None and (
+        settings.image_size is None or (plain and settings.stored_size != settings.image_size)
+    ):
         raise UserError(
             "expected image_size and crop='resized' beside stored_size, which is what crops are taken from, "
-            f"got image_size={settings.image_size} and crop={settings.crop!r}"
+            f"got image_size={settings.image_size} and crop={settings.crop!r}; give a stored_size that is the "
+            "image_size, for none"
         )
-    if settings.early_size is not None and settings.crop != "resized":
-        raise UserError(f"expected crop='resized' beside early_size, got crop={settings.crop!r}")
+    if settings.early_size is not None and plain and settings.early_size != settings.image_size:
+        raise UserError(
+            f"expected crop='resized' beside early_size, got crop={settings.crop!r}; give an early_size that is the "
+            "image_size, for none"
+        )
+    sizes = {name: getattr(settings, name) for name in ("early_size", "image_size", "stored_size")}
+    given = [(name, size) for name, size in sizes.items() if size is not None]
+    for (small, less), (large, more) in itertools.pairwise(given):
+        if less > more:
+            raise UserError(f"expected {small} of at most {large}, got {less} and {more}; change one of them")
 
 
 def _check_attack(settings: TrainSettings) -> None:

@@ -118,7 +118,7 @@ def read_checkpoint(
             f"expected a whole checkpoint in {folder}, but {CHECKPOINT} is damaged ({newest}) and there is none before "
             f"it to go back to ({BEFORE}: {error}); {remedy}"
         ) from None
-    again = f"{newest.step - contents['step']} steps" if newest.step else "the steps since, an epoch's at most,"
+    again = f"{newest.step - contents['step']} steps" if newest.step else "the steps since"
     announce(
         f"{folder / CHECKPOINT} is damaged ({newest}): going on from the one before it, of step {contents['step']}; "
         f"{again} are trained again, to the same weights"
@@ -180,7 +180,9 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
                 "executed here. Convert it where you trust it: torch.load it there with weights_only=False and "
                 "torch.save its state_dict() instead; or begin again in another --out"
             ) from None
-        raise _DamagedError((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        # What the operating system says of a place in the file that is not there.
+        raise _DamagedError("it is cut off" if isinstance(error, OSError) else reason) from None
     if not sealed and isinstance(contents, dict) and "checksum" in contents:
         raise _DamagedError("its checksum is missing")
     missing = [name for name in NEEDED if not isinstance(contents, dict) or name not in contents]

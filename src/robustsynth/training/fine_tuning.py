@@ -31,6 +31,23 @@ def network_of_model(name_or_path: str) -> dict[str, Any]:
     return {"architecture": card.architecture, "width": card.width, "image_size": card.image_size}
 
 
+def attack_of_model(name_or_path: str) -> dict[str, Any]:
+    """The norm and radius that a model was trained against, from its card; nothing of one that was not.
+
+    Raises:
+        UnknownNameError: no such model.
+        UserError: a folder without a card.
+
+    Example:
+        >>> attack_of_model("imagenette")
+        {'norm': 'l2', 'eps': 1.5}
+        >>> attack_of_model("cifar10-standard")
+        {}
+    """
+    known = ModelCard.load(find_model(name_or_path)).threat_model or {}
+    return {name: known[name] for name in ("norm", "eps")} if known.get("eps") else {}
+
+
 def begin_from(network: nn.Module, model: Classifier, classes: Sequence[str]) -> list[str]:
     """Put the weights of `model` into `network`.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from robustsynth.errors import UserError
 from robustsynth.training.guard import GUARD_IMAGES
 from robustsynth.training.selecting import right_clean_and_attacked
 from robustsynth.training.state import TrainState
@@ -149,7 +150,7 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
                 size=trainer.size,
                 twin=trainer.twin,
             )
-        except NotFiniteError:
+        except (NotFiniteError, UserError):
             state.step = step
 
     began = time.perf_counter()

@@ -23,6 +23,7 @@ from robustsynth.processes import ALONE, Workers
 from robustsynth.training.attack_network import attack_twin
 from robustsynth.training.beginning import (
     check_classes,
+    check_passes,
     check_room,
     check_same_run,
     data_summary,
@@ -43,6 +44,9 @@ from robustsynth.training.workers import Team, own, synchronised
 CHECKPOINT_SECONDS = 120
 """Seconds of training after which a checkpoint is written, also in mid-epoch."""
 
+EPOCH_SECONDS = 60
+"""Those after which one is written at an epoch's end: of few images an epoch may be shorter than the writing."""
+
 
 class Trainer:
     """One training run.
@@ -60,6 +64,7 @@ class Trainer:
             writes and announces.
         sync_batch_norm: batch norm over all processes' images; graphics cards only.
         decoders: processes that decode a stream's images.
+        writes: false for one that is looked at and not run: nothing in `out` is moved.
 
     Raises:
         UserError: too few images, an `out` that holds another run, a checkpoint that does not fit, or no TensorBoard.
@@ -79,6 +84,7 @@ class Trainer:
         workers: Workers = ALONE,
         sync_batch_norm: bool = False,
         decoders: int = 0,
+        writes: bool = True,
     ) -> None:
         self.settings, self.out, self.workers = settings, Path(out), workers
         self.announce = announce if workers.first else lambda line: None
@@ -98,11 +104,13 @@ class Trainer:
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
         network, data = first_network(settings, data, self.device, resume=resume, announce=self.announce)
+        own_rows = settings.batch_size if self.team.rows is None else len(self.team.rows.indices)
+        check_passes(network, settings, self.size, channels, own_rows // settings.accumulate)
         execution = Execution(precision or "float32", settings.batch_size, measured=False)
         self.state = TrainState.fresh(settings, network, execution, self._identity(data, streamed))
         if resume:
             # A damaged checkpoint is set aside, by one of them.
-            workers.in_turn(lambda: self.state.load(self.out, self.device, announce=self.announce))
+            workers.in_turn(lambda: self.state.load(self.out, self.device, announce=self.announce, set_aside=writes))
             data = check_same_run(self.state, data, self.out, precision)
         self.data = data
         self.mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
@@ -180,13 +188,14 @@ class Trainer:
                 now = count_time()
                 stop = on_step is not None and on_step(self, loss) is False
                 # All processes stop, or save, where one of them is to: both take all of them.
-                stop, due = self.workers.any(stop, now - saved > CHECKPOINT_SECONDS)
                 ended = position + 1 == self.steps_per_epoch
+                due = now - saved > (EPOCH_SECONDS if ended else CHECKPOINT_SECONDS)
+                stop, due = self.workers.any(stop, due)
                 if ended:
                     # Before any checkpoint of this step: a resumed run begins with the next epoch.
                     self._end_epoch(epoch, loss)
                     now = count_time()
-                if ended or stop or due:
+                if stop or due or state.step == self.total_steps:
                     self._save()
                     saved = now
                 if stop:

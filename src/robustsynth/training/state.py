@@ -147,7 +147,12 @@ class TrainState:
         write_checkpoint(contents, folder)
 
     def load(
-        self, folder: Path, device: torch.device, *, announce: Callable[[str], object] = lambda line: None
+        self,
+        folder: Path,
+        device: torch.device,
+        *,
+        announce: Callable[[str], object] = lambda line: None,
+        set_aside: bool = True,
     ) -> None:
         """Become what `save` wrote; where the newest checkpoint is damaged, what it wrote before that.
 
@@ -155,11 +160,12 @@ class TrainState:
             folder: the run's.
             device: to put tensors on.
             announce: told what a damaged checkpoint costs.
+            set_aside: move a damaged checkpoint away, so that it does not become the one before the next.
 
         Raises:
             UserError: there is no checkpoint that is whole, or it belongs to other settings or other data.
         """
-        contents = read_checkpoint(folder, device, announce=announce, set_aside=True)
+        contents = read_checkpoint(folder, device, announce=announce, set_aside=set_aside)
         saved = settings_from(contents["settings"])
         if saved != self.settings:
             ours = dataclasses.asdict(self.settings)

@@ -26,6 +26,9 @@ from robustsynth.training.workers import SINGLE, Team, own
 STEP = 2
 """Key of a step's random streams: its augmentation and its attack; 1 is that of an epoch's order."""
 
+DROPOUT = 4
+"""Key of what is dropped in it; 3 is that of the guard's looks."""
+
 
 class NotFiniteError(Exception):
     """A step met NaN or infinity and left the weights as they were; the message says in what."""
@@ -75,6 +78,25 @@ def train_step(
     Raises:
         NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
     """
+    # Dropout draws from PyTorch's own generator, whose state no checkpoint has.
+    rank = 0 if team.rows is None else int(team.rows.indices[0])
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(generator(state.settings.seed, DROPOUT, state.step, rank).initial_seed())
+        return _train_step(state, predict, images, labels, steps_per_epoch, size, team, outer, twin)
+
+
+def _train_step(
+    state: TrainState,
+    predict: Callable[[nn.Module], Network],
+    images: Tensor,
+    labels: Tensor,
+    steps_per_epoch: int,
+    size: int,
+    team: Team,
+    outer: nn.Module | None,
+    twin: AttackNetwork | None,
+) -> StepResult:
     settings = state.settings
     stream = generator(settings.seed, STEP, state.step)
     given = {} if team.rows is None else {"rows": team.rows}
