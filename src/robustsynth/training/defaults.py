@@ -41,8 +41,8 @@ def default_preset(side: int) -> str:
 
 def fitted(preset: str, images: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What to change of a preset for a data set of `images`: a tenth is held out at most, batches are small enough for
-    four an epoch, and epochs are as many as `LEAST_STEPS` take, or, of a model that is fine-tuned, `FINE_TUNE_STEPS`. Of
-    few photographs the network is narrower.
+    four an epoch, and epochs are as many as `LEAST_STEPS` take, or, of a model that is fine-tuned, `FINE_TUNE_STEPS`.
+    Of few photographs the network is narrower.
 
     Args:
         preset: its name.
