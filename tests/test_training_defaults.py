@@ -167,9 +167,9 @@ def test_a_preset_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        ("cifar10", "small-images, held out 4, batch size 8, epochs 250, learning rate 0.05, evaluate every 12"),
-        ("cifar10-standard", "held out 4, batch size 8, epochs 250, learning rate 0.05, evaluate every 12"),
-        ("mnist", "learning rate 0.05, evaluate every 12, random start True, attack step size 0.375"),
+        ("cifar10", "small-images, held out 4, batch size 8, epochs 75, learning rate 0.05, evaluate every 3"),
+        ("cifar10-standard", "held out 4, batch size 8, epochs 75, learning rate 0.05, evaluate every 3"),
+        ("mnist", "learning rate 0.05, evaluate every 3, random start True, attack step size 0.375"),
     ],
 )
 def test_a_model_to_begin_from_brings_its_attack_and_fewer_steps(tmp_path, model, expected):
@@ -184,7 +184,7 @@ def test_a_model_to_begin_from_brings_its_attack_and_fewer_steps(tmp_path, model
     result = CliRunner().invoke(main, ["train", *options, "--dry-run", "--precision", "float32"])
     assert result.exit_code == 0, result.output
     assert expected in result.output
-    assert "to go: 1000 steps, 250 epochs" in result.output
+    assert "to go: 300 steps, 75 epochs" in result.output
 
 
 @pytest.mark.parametrize(
