@@ -777,3 +777,13 @@ def test_missing_data_and_missing_runs_exit_with_two(tmp_path: Path) -> None:
     assert (result.exit_code, "--data" in result.output) == (2, True)
     result = call("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "out", *QUICK)
     assert (result.exit_code, "nowhere" in result.output) == (2, True)
+
+
+def test_stopping_before_the_first_step_is_no_accident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("robustsynth.data.describing.describe_data", stop)
+    result = CliRunner().invoke(main, ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 130
+    assert result.output.strip() == "stopped"

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from robustsynth.cli.stopping import STOPPED
 from robustsynth.errors import UserError
 
 
@@ -33,6 +34,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            # Before or after the part that it stops at a step of.
+            say("stopped")
+            raise SystemExit(STOPPED) from None
         except BrokenPipeError:
             raise
         except OSError as error:
