@@ -27,6 +27,9 @@ from robustsynth.processes import ALONE, Workers
 MASKING_IMAGES = 100
 """How many images are looked at for signs of masked gradients, at most."""
 
+AT_ONCE = 1.0
+"""Seconds within which what is done was there already."""
+
 
 def measure_quickly(
     model: Classifier,
@@ -147,16 +150,18 @@ def _bar(total: int, workers: Workers) -> Iterator[Callable[[float], object]]:
     shown = interactive() and workers.first
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images, {elapsed} gone, {remaining} left"
     with tqdm(total=total, disable=not shown, desc="attacking", bar_format=form) as bar:
-        began, done, told = time.monotonic(), 0.0, shown or not workers.first
+        began, done, there, told = time.monotonic(), 0.0, 0.0, shown or not workers.first
 
         def advance(images: float) -> None:
-            nonlocal done, told
+            nonlocal done, there, told
             bar.update(images)
             done += images
             gone = time.monotonic() - began
-            if not told and gone > 30 and 0 < done < total:
+            if gone < AT_ONCE:
+                there = done  # By an earlier run of the same command.
+            if not told and gone > 30 and there < done < total:
                 told = True
-                minutes = max(1, round(gone * (total - done) / done / 60))
+                minutes = max(1, round(gone * (total - done) / (done - there) / 60))
                 say(f"about {minutes} minute{'s' if minutes > 1 else ''} to go")
 
         yield advance

@@ -83,6 +83,16 @@ def forward_passes(attack: str, classes: int) -> int:
     return passes[attack]
 
 
+def cost(attack: str, classes: int) -> int:
+    """The work of an attack in forward passes of an image, for how long there is to go: a backward one costs two.
+
+    Example:
+        >>> cost("apgd-ce", 10), cost("square", 10)
+        (303, 5000)
+    """
+    return forward_passes(attack, classes) * (1 if attack == "square" else 3)
+
+
 class AutoAttacker:
     """The attacks on one classifier, in one ball.
 

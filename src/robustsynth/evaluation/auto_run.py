@@ -21,7 +21,7 @@ import numpy as np
 
 from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, as_batch, check_fit, drawn
-from robustsynth.evaluation.auto_attack import AutoAttacker, attacks_for, forward_passes, package_version
+from robustsynth.evaluation.auto_attack import AutoAttacker, attacks_for, cost, forward_passes, package_version
 from robustsynth.files import cache_folder, write_json
 from robustsynth.models.classifier import Classifier
 from robustsynth.processes import ALONE, Workers
@@ -205,11 +205,12 @@ class AutoRun:
 
 
 class _Shares:
-    """How far a batch is, in images: each attack counts as many as the forward passes that it takes."""
+    """How far a batch is, in images: each attack counts as many as the work that it takes."""
 
     def __init__(self, attacks: Sequence[str], classes: int, images: int, on_images: Callable[[float], object]) -> None:
         self.passes = {name: forward_passes(name, classes) for name in attacks}
-        self.unit = images / sum(self.passes.values())
+        work = {name: cost(name, classes) for name in attacks}
+        self.share = {name: images * work[name] / sum(work.values()) for name in attacks}
         self.images, self.on_images = images, on_images
         self.before = self.told = 0.0
 
@@ -219,13 +220,13 @@ class _Shares:
         def one_more() -> None:
             nonlocal count
             count += 1
-            self._tell(self.before + self.unit * min(count, self.passes[name]))
+            self._tell(self.before + self.share[name] * min(1.0, count / self.passes[name]))
 
         return one_more
 
     def finish(self, name: str | None) -> None:
         """An attack is through; the whole batch where None."""
-        self.before = self.images if name is None else self.before + self.unit * self.passes[name]
+        self.before = self.images if name is None else self.before + self.share[name]
         self._tell(self.before)
 
     def _tell(self, now: float) -> None:
