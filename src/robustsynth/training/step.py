@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,25 +79,6 @@ def train_step(
     Raises:
         NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
     """
-    # Dropout draws from PyTorch's own generator, whose state no checkpoint has.
-    rank = 0 if team.rows is None else int(team.rows.indices[0])
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(generator(state.settings.seed, DROPOUT, state.step, rank).initial_seed())
-        return _train_step(state, predict, images, labels, steps_per_epoch, size, team, outer, twin)
-
-
-def _train_step(
-    state: TrainState,
-    predict: Callable[[nn.Module], Network],
-    images: Tensor,
-    labels: Tensor,
-    steps_per_epoch: int,
-    size: int,
-    team: Team,
-    outer: nn.Module | None,
-    twin: AttackNetwork | None,
-) -> StepResult:
     settings = state.settings
     stream = generator(settings.seed, STEP, state.step)
     given = {} if team.rows is None else {"rows": team.rows}
@@ -111,14 +93,24 @@ def _train_step(
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
     passes = _Passes(team, outer or state.network, predict)
-    if settings.recipe == "free":
-        result = _replay(state, passes, images, labels, settings.eps * scale)
-    else:
-        result = _attack_and_descend(state, passes, images, labels, stream, scale, twin)
+    with _dropout(state, team, images.device):
+        if settings.recipe == "free":
+            result = _replay(state, passes, images, labels, settings.eps * scale)
+        else:
+            result = _attack_and_descend(state, passes, images, labels, stream, scale, twin)
     team.average_statistics(state.network)
     state.step += 1
     state.update_average()
     return result
+
+
+@contextlib.contextmanager
+def _dropout(state: TrainState, team: Team, device: torch.device) -> Iterator[None]:
+    """Dropout draws from PyTorch's own generator, whose state no checkpoint has: within this it is the step's own."""
+    first = 0 if team.rows is None else int(team.rows.indices[0])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(state.settings.seed, DROPOUT, state.step, first).initial_seed())
+        yield
 
 
 @dataclass(frozen=True)
