@@ -268,6 +268,16 @@ def torchrun(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:
     return [*command, *launcher, "-m", "robustsynth", *map(str, arguments)]
 
 
+def often(home: Path) -> Path:
+    """The command line with a checkpoint at each epoch's end, however short: as if epochs took their minute."""
+    program = home / "often.py"
+    program.write_text(
+        "import robustsynth.training.run as run\nfrom robustsynth.cli import main\nrun.EPOCH_SECONDS = 0\nmain()\n",
+        encoding="utf-8",
+    )
+    return program
+
+
 def environment(home: Path) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "ROBUSTSYNTH_CACHE": str(home / "cache")}
 
@@ -308,8 +318,10 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str], seconds:
 def test_a_worker_that_is_killed_is_replaced_and_all_go_on_by_themselves(tmp_path: Path, folder: Path) -> None:
     command = torchrun(
         *("train", "--data", folder, "--out", tmp_path / "killed", *LONG, "--epochs", 150),
-        launcher=("--max-restarts", "1"),
+        launcher=("--max-restarts", "3"),
     )
+    place = command.index("-m", 2)
+    command[place : place + 2] = [str(often(tmp_path))]
     with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE, text=True) as process:
         wait_for_step(tmp_path / "killed", 30, process)
         os.kill(children_of(process.pid)[-1], signal.SIGKILL)
