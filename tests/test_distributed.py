@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -303,38 +304,72 @@ def children_of(parent: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
-def wait_for_step(out: Path, step: int, process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Until a checkpoint of at least `step` is there."""
+def wait_for(fulfilled: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while not fulfilled():
         assert process.poll() is None, process.communicate()[1][-3000:]
-        if (out / "log.csv").exists() and len((out / "log.csv").read_text().splitlines()) * 3 > step:
-            return
-        time.sleep(0.1)
-    raise AssertionError("no such step in time")
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until the log has come to `step`."""
+    log = out / "log.csv"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) * 3 > step, process)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run of two processes of which none was lost."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    whole = torchrun("train", "--data", folder, "--out", home / "whole", *LONG, "--epochs", 150)
+    subprocess.run(whole, env=environment(home), check=True, capture_output=True, timeout=400)
+    return read_checkpoint(home / "whole")
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced_and_all_go_on_by_themselves(tmp_path: Path, folder: Path) -> None:
-    command = torchrun(
-        *("train", "--data", folder, "--out", tmp_path / "killed", *LONG, "--epochs", 150),
-        launcher=("--max-restarts", "3"),
-    )
-    place = command.index("-m", 2)
-    command[place : place + 2] = [str(often(tmp_path))]
+@pytest.mark.parametrize(
+    ("saved", "victims"),
+    [("often", [1]), ("often", [0]), ("often", [1, 0, 1]), ("at the beginning", [1])],
+    ids=["another", "the first", "three, one after the other", "before a second checkpoint"],
+)
+def test_a_worker_that_is_killed_is_replaced_and_all_go_on_by_themselves(
+    tmp_path: Path, folder: Path, undisturbed: dict[str, Any], saved: str, victims: list[int]
+) -> None:
+    out = tmp_path / "killed"
+    command = torchrun("train", "--data", folder, "--out", out, *LONG, "--epochs", 150, launcher=("--max-restarts", "3"))
+    if saved == "often":
+        place = command.index("-m", 2)
+        command[place : place + 2] = [str(often(tmp_path))]
     with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE, text=True) as process:
-        wait_for_step(tmp_path / "killed", 30, process)
-        os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+        for number, victim in enumerate(victims, start=1):
+            wait_for_step(out, 30 * number, process)
+            os.kill(children_of(process.pid)[victim], signal.SIGKILL)
+            wait_for(lambda: not children_of(process.pid), process)
         told = process.communicate(timeout=400)[1]
     assert process.returncode == 0, told[-3000:]
-    assert "going on from step" in told
+    assert told.count("going on from step") == (len(victims) if saved == "often" else 0), told[-3000:]
+    assert told.count("training small-cnn") == len(victims) + 1
     assert "best of the run" in told
-    whole = torchrun("train", "--data", folder, "--out", tmp_path / "whole", *LONG, "--epochs", 150)
-    subprocess.run(whole, env=environment(tmp_path), check=True, capture_output=True, timeout=400)
-    killed, undisturbed = (read_checkpoint(tmp_path / name) for name in ("killed", "whole"))
+    killed = read_checkpoint(out)
     assert killed["step"] == undisturbed["step"] == 450
     for key, value in undisturbed["network"].items():
         assert torch.equal(value, killed["network"][key]), key
+
+
+@pytest.mark.slow
+def test_a_mistake_under_torchrun_does_not_become_a_resumed_run_when_it_tries_again(
+    tmp_path: Path, folder: Path
+) -> None:
+    given = ["train", "--data", folder, "--out", tmp_path / "run", *LONG, "--epochs"]
+    first = [sys.executable, "-m", "robustsynth", *map(str, [*given, 2])]
+    subprocess.run(first, env=environment(tmp_path), check=True, capture_output=True, timeout=400)
+    before = (tmp_path / "run" / "log.csv").read_bytes()
+    again = torchrun(*given, 3, launcher=("--max-restarts", "1"))
+    done = subprocess.run(again, env=environment(tmp_path), check=False, capture_output=True, text=True, timeout=400)
+    assert done.returncode != 0
+    assert done.stderr.count("expected an empty folder for a new run") == 2, done.stderr[-3000:]
+    assert (tmp_path / "run" / "log.csv").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from robustsynth.rendezvous import PATIENCE, job_store, met
 
 T = TypeVar("T")
 
@@ -36,11 +37,6 @@ class Workers:
     def first(self) -> bool:
         """Whether this is the one that speaks and writes."""
         return self.rank == 0
-
-    @property
-    def restarted(self) -> bool:
-        """Whether ``torchrun`` had to start all processes anew, because it lost one."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     @property
     def alone(self) -> bool:
@@ -69,8 +65,11 @@ class Workers:
         cuda = device is not None and torch.device(device).type == "cuda"
         if cuda:
             torch.cuda.set_device(torch.device(device))  # pyright: ignore[reportArgumentType]
-        # A slow process may need hours more than a quick one; the default gives up after half an hour.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(days=30))
+        store = job_store()
+        among: dict[str, Any] = {}
+        if store is not None:
+            among = {"store": met(store, self.rank, self.size), "rank": self.rank, "world_size": self.size}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, **among)
         try:
             yield
         finally:

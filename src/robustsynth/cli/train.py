@@ -81,8 +81,6 @@ def command(
     options = {"device": device, "precision": precision, "tensorboard": tensorboard and not dry_run}
     options |= {"sync_batch_norm": sync_batch_norm, "decoders": decoders}
     with _one_voice(workers), workers.joined(device):
-        # torchrun starts all anew where one was lost: they go on from the last checkpoint by themselves.
-        resume = resume or workers.restarted
         _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
 
 
@@ -99,7 +97,11 @@ def _command(
 ) -> None:
     tell: Callable[[str], object] = say if workers.first else lambda line: None
     from robustsynth.data.selection import is_part
+    from robustsynth.rendezvous import note_begun, was_begun
 
+    # torchrun starts all anew where one was lost: they go on from the last checkpoint by themselves.
+    restarted = workers.agreed(was_begun)
+    resume = resume or restarted
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
     if stream and data is not None and is_part(data):
         raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
@@ -120,13 +122,14 @@ def _command(
     images, cached = workers.in_turn(
         lambda: _open(data, settings.stored_size or settings.image_size, stream=stream, dry_run=dry_run, tell=tell)
     )
-    if resume and not workers.agreed(lambda: has_checkpoint(folder)) and (begun or workers.restarted):
+    if resume and not workers.agreed(lambda: has_checkpoint(folder)) and (begun or restarted):
         tell("it was stopped before its first step: beginning")
         resume, options["precision"] = False, options["precision"] or (begun or {}).get("precision")
     options["writes"] = not dry_run
     trainer = Trainer(settings, images, folder, resume=resume, announce=tell, workers=workers, **options)
     state = trainer.state
     if workers.first and not dry_run:
+        note_begun()
         # From whatever folder it is resumed, the same data.
         record = {"data": located(data), "preset": preset, "settings": dataclasses.asdict(settings)}
         write_json(folder / RUN_FILE, record | {"precision": state.execution.precision, "stream": stream})

@@ -1,0 +1,92 @@
+"""Where processes that ``torchrun`` starts find each other, in each round of a job anew.
+
+``torchrun`` keeps one key-value store for all rounds of a job. PyTorch's own ``init_process_group`` writes each
+process's address in it under the same key in every round, so that after a restart some read the addresses of processes
+that are dead: they are refused, or wait for ever (seen with PyTorch 2.13). Here each round has keys of its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+import uuid
+
+import torch.distributed as dist
+
+PATIENCE = datetime.timedelta(days=30)
+"""How long processes wait for each other. A slow one may need hours more than a quick one; who ends it is ``torchrun``."""
+
+PAUSE = 0.05
+"""Seconds between looks into the store: waiting within it, a process would not hear Ctrl-C."""
+
+
+def job_store() -> dist.Store | None:
+    """The store that ``torchrun`` keeps as long as the job lasts, or None where it keeps none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*place, is_master=False, timeout=PATIENCE)
+    return dist.PrefixStore(f"robustsynth {os.environ.get('TORCHELASTIC_RUN_ID', '')}", store)
+
+
+def met(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Wait for the other processes of this round; a store that they share, and nobody else.
+
+    The first process opens a round with a number that no other had. Another one leaves its name there, and takes part
+    once the first has said that it met that very name: a round that an earlier process of its rank was in says another.
+
+    Args:
+        store: that of the job, which may hold rounds whose processes are dead.
+        rank: of this process, each of 0 to `size` - 1 once.
+        size: number of processes.
+
+    Example:
+        >>> alone = met(dist.HashStore(), rank=0, size=1)
+        >>> alone.set("key", "value")
+    """
+    if rank == 0:
+        number = str(store.add("rounds", 1))
+        here = _round(store, number)
+        store.set("open", number)
+        names = []
+        for other in range(1, size):
+            while not here.check([f"name {other}"]):
+                time.sleep(PAUSE)
+            names.append(here.get(f"name {other}").decode())
+        here.set("met", json.dumps(names))
+        return here
+    name = uuid.uuid4().hex
+    entered = ""
+    while True:
+        if store.check(["open"]):
+            number = store.get("open").decode()
+            here = _round(store, number)
+            if number != entered:
+                here.set(f"name {rank}", name)
+                entered = number
+            if here.check(["met"]) and name in json.loads(here.get("met")):
+                return here
+        time.sleep(PAUSE)
+
+
+def _round(store: dist.Store, number: str) -> dist.Store:
+    return dist.PrefixStore(f"round {number}", store)
+
+
+def note_begun() -> None:
+    """Remember, as long as the job of ``torchrun`` lasts, that its work has begun."""
+    if store := job_store():
+        store.set("begun", "yes")
+
+
+def was_begun() -> bool:
+    """Whether an earlier round of this job of ``torchrun`` began its work: its processes were lost, and these go on.
+
+    The number of restarts, which counts where ``torchrun`` keeps no store, is that of this machine alone, and counts
+    rounds that ended with a user's mistake too.
+    """
+    if store := job_store():
+        return store.check(["begun"])
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
