@@ -5,6 +5,7 @@ As a program this file forks processes that already have PyTorch, which importin
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,32 @@ def test_one_process_is_alone() -> None:
     assert Team().rows is None
     assert ALONE.gathered(3) == [3]
     assert ALONE.any(True, False) == [True, False]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_holds_the_group_of_processes_is_freed_with_it(monkeypatch: pytest.MonkeyPatch, failing: bool) -> None:
+    """A group that lives until the interpreter ends aborts the process, which `torchrun` takes for a failure."""
+
+    class Wrapped:
+        """Holds itself, as DistributedDataParallel may."""
+
+        def __init__(self) -> None:
+            self.own = self
+
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr("robustsynth.processes.dist.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("robustsynth.processes.dist.destroy_process_group", lambda: None)
+    held: list[weakref.ref[Wrapped]] = []
+
+    def work() -> None:
+        wrapped = Wrapped()
+        held.append(weakref.ref(wrapped))
+        if failing:
+            raise UserError("expected otherwise")
+
+    with contextlib.suppress(UserError), Workers(0, 2).joined():
+        work()
+    assert held[0]() is None
 
 
 # Under torchrun

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,8 +74,15 @@ class Workers:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, **among)
         try:
             yield
+        except BaseException as error:
+            # Its frames hold what the finally clause is to free.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             dist.destroy_process_group()
+            # A DistributedDataParallel holds the group, and often itself: a group that is freed when the interpreter
+            # ends aborts the process ("terminate called without an active exception").
+            gc.collect()
 
     def total(self, counts: Sequence[int]) -> list[int]:
         """The sums of all processes' counts; waits for all of them. Within `joined`."""
