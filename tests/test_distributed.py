@@ -326,6 +326,8 @@ LONG = [
     *("--evaluate-every", 50, "--precision", "float32", "--device", "cpu", "--guard-every", 0),
 ]
 
+RESTARTS = ("--max-restarts", "3")
+
 
 def children_of(parent: int) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
@@ -365,7 +367,7 @@ def test_a_worker_that_is_killed_is_replaced_and_all_go_on_by_themselves(
     tmp_path: Path, folder: Path, undisturbed: dict[str, Any], saved: str, victims: list[int]
 ) -> None:
     out = tmp_path / "killed"
-    command = torchrun("train", "--data", folder, "--out", out, *LONG, "--epochs", 150, launcher=("--max-restarts", "3"))
+    command = torchrun("train", "--data", folder, "--out", out, *LONG, "--epochs", 150, launcher=RESTARTS)
     if saved == "often":
         place = command.index("-m", 2)
         command[place : place + 2] = [str(often(tmp_path))]

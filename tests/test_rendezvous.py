@@ -67,7 +67,7 @@ def test_a_round_that_was_opened_and_lost_before_all_came_is_left(monkeypatch: p
 
 
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_without_a_store_of_the_job_the_number_of_restarts_tells(monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
+def test_without_a_store_the_number_of_restarts_tells(monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
     assert job_store() is None

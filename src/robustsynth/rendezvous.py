@@ -5,6 +5,8 @@ process's address in it under the same key in every round, so that after a resta
 that are dead: they are refused, or wait for ever (seen with PyTorch 2.13). Here each round has keys of its own.
 """
 
+# torch.distributed documents the stores as its own, but imports them in a way that type checkers take for private.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import datetime
@@ -16,7 +18,7 @@ import uuid
 import torch.distributed as dist
 
 PATIENCE = datetime.timedelta(days=30)
-"""How long processes wait for each other. A slow one may need hours more than a quick one; who ends it is ``torchrun``."""
+"""How long processes wait for each other. A slow one may need hours more than a quick one; ``torchrun`` ends it."""
 
 PAUSE = 0.05
 """Seconds between looks into the store: waiting within it, a process would not hear Ctrl-C."""
@@ -77,7 +79,8 @@ def _round(store: dist.Store, number: str) -> dist.Store:
 
 def note_begun() -> None:
     """Remember, as long as the job of ``torchrun`` lasts, that its work has begun."""
-    if store := job_store():
+    store = job_store()
+    if store is not None:
         store.set("begun", "yes")
 
 
@@ -87,6 +90,7 @@ def was_begun() -> bool:
     The number of restarts, which counts where ``torchrun`` keeps no store, is that of this machine alone, and counts
     rounds that ended with a user's mistake too.
     """
-    if store := job_store():
+    store = job_store()
+    if store is not None:
         return store.check(["begun"])
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
