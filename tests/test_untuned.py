@@ -16,7 +16,7 @@ from robustsynth.images import save_png
 from robustsynth.presets import preset_files, read_preset
 from robustsynth.resampling import resample
 from robustsynth.tasks.inpaint import inpaint
-from robustsynth.tasks.settings import BEST, IMPROVED, resolve_settings
+from robustsynth.tasks.settings import BEST, IMPROVED, GenerateSettings, resolve_settings
 from robustsynth.tasks.step_settings import PICTURE_TASKS
 from robustsynth.tasks.upscale import upscale
 
@@ -38,6 +38,32 @@ def test_an_untuned_model_gets_the_papers_climb_from_a_better_start(task, preset
         assert (found.eps, found.step_size, found.steps) == (paper.eps, paper.step_size, paper.steps)
     for name, value in IMPROVED.get(task, {}).items():
         assert getattr(found, name) == value
+
+
+def photographs(size: int = 128, *, flip: bool = True) -> SimpleNamespace:
+    card = SimpleNamespace(tasks={}, training={"settings": {"flip": flip}})
+    return SimpleNamespace(image_size=size, card=card, classes=tuple("abcdefghij"))
+
+
+KINDS = PICTURE_TASKS | {"generate": GenerateSettings}
+
+
+@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_untuned_model_of_photographs_sees_views_that_shift(task, flip):
+    found = resolve_settings(KINDS[task], task, photographs(flip=flip))
+    assert found.shift == 8
+    # A classifier that was never shown mirrored images may tell a class by its handedness.
+    assert found.mirror == (flip and task != "paint")
+    if task == "generate":
+        assert found.seed_upsampling == "bicubic"
+    for model in (untuned(), photographs(32)):
+        assert resolve_settings(KINDS[task], task, model).shift == 0
+    assert resolve_settings(KINDS[task], task, untuned(128)).mirror is False
+    asked = resolve_settings(KINDS[task], task, photographs(), given={"shift": 3, "mirror": False})
+    assert (asked.shift, asked.mirror) == (3, False)
+    if task in read_preset("robustsynth.tasks", "paper"):
+        assert resolve_settings(KINDS[task], task, photographs(), preset="paper").shift == 0
 
 
 def test_tuned_settings_are_not_improved():

@@ -1,9 +1,9 @@
 """How a task's settings are found.
 
 In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
-and what the preset ``best`` names); the paper's, improved where `IMPROVED` says so if no preset is named. A preset's
-ℓ2 sizes that were published for 224² images scale with the side of the model's images, because an ℓ2 distance over
-equally changed pixels does.
+and what the preset ``best`` names); the paper's, improved as `IMPROVED` and `PHOTOGRAPH_SHIFT` say if no preset is named.
+A preset's ℓ2 sizes that were published for 224² images scale with the side of the model's images, because an ℓ2
+distance over equally changed pixels does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ IMPROVED: dict[str, dict[str, Any]] = {
 }
 """What a model without tuned settings gets in place of the paper's: a better start, whatever the classifier, and a
 larger picture that averages to the given one. The paper's climbs from there are the paper's."""
+
+PHOTOGRAPH_SHIFT = 1 / 16
+"""Of the side of a photograph's classifier: how far the views of one without tuned settings are moved. The paper's
+climb, which meets the same grid of pixels in each step, engraves it there."""
 
 CONDITIONS = ("images", "published_for", "only_seeds_from", "only_classes")
 """Keys of a preset's row that say when it counts; the others are settings."""
@@ -115,13 +119,26 @@ def resolve_settings(
             raise UnknownNameError(f"setting of {task}", name, fields)
     values = _preset_values("paper", task, model, given)
     if preset in (None, BEST) or not knows_task(preset, task):
-        tuned = (None if model.card is None else model.card.tasks.get(task)) or IMPROVED.get(task, {})
+        tuned = (None if model.card is None else model.card.tasks.get(task)) or _improved(task, model)
         values |= {name: value for name, value in tuned.items() if name in fields}
     else:
         values |= _preset_values(preset, task, model, given)
     found = kind(**(values | given))
     _check_norm(found, values, given)
     return found
+
+
+def _improved(task: str, model: Classifier) -> dict[str, Any]:
+    """What a model without tuned settings gets in place of the paper's."""
+    improved = dict(IMPROVED.get(task, {}))
+    side = model.image_size or 0
+    if side > SMALL_IMAGE:
+        improved |= {"shift": round(side * PHOTOGRAPH_SHIFT), "seed_upsampling": "bicubic"}
+        # One that was trained on mirrored images says the same of both.
+        training = {} if model.card is None else model.card.training
+        # Painting names a place, which a mirrored view has elsewhere; a unit may respond to one hand alone.
+        improved["mirror"] = task not in ("paint", "features") and bool(training.get("settings", {}).get("flip"))
+    return improved
 
 
 def _check_norm(found: object, values: dict[str, Any], given: dict[str, Any]) -> None:
