@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import platformdirs
+
+from robustsynth.errors import UserError
 
 
 @contextlib.contextmanager
@@ -66,6 +69,35 @@ def write_json(path: Path | str, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with written_beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path | str, *, patience: float = 10) -> Iterator[None]:
+    """While in here no other process of this machine is; the operating system lets go of it whatever ends the process.
+
+    Args:
+        folder: that is written to; nothing is left in it.
+        patience: seconds to wait, for what a killed process left behind to end.
+
+    Raises:
+        UserError: another process writes to the folder.
+
+    Example:
+        >>> with only_writer("."):
+        ...     pass
+    """
+    name = hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:20]
+    lock = filelock.FileLock(cache_folder("locks") / name)
+    try:
+        lock.acquire(timeout=patience)
+    except filelock.Timeout:
+        raise UserError(
+            f"expected to be the only one that writes to {folder}, got another process that does; wait for it or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(path: Path | str) -> str:

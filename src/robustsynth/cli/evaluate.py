@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,31 +90,32 @@ def command(
 
     from robustsynth.cli.describe import describe_model
     from robustsynth.cli.evaluate_runs import look_for_masking, measure_auto, measure_quickly
+    from robustsynth.cli.voices import one_voice
     from robustsynth.data import load_data
     from robustsynth.errors import UserError
     from robustsynth.models.files import load_model
     from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
-    tell: Callable[[str], object] = say if workers.first else lambda text: None
-    if attack == "auto" and (steps is not None or restarts != 1):
-        raise UserError(
-            "expected --steps and --restarts with --attack pgd or apgd, got them with auto, which fixes them"
-        )
-    if attack != "auto" and out is not None:
-        raise UserError(f"expected --out with --attack auto, got it with {attack}, which keeps nothing")
-    model = load_model(model_name, device=workers.device(device))
-    if record and (model.card is None or model.folder is None):
-        raise UserError("expected a model folder with a card to --record into")
-    tell(describe_model(model))
-    norm, eps = _ball(model, norm, eps)
-    images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=tell)
-    labels = _labels(model, images)
-    chosen = np.arange(len(images))
-    if num is not None and num < len(images):
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:num])
-    given: dict[str, Any] = {"norm": norm, "seed": seed, "precision": precision, "batch_size": batch_size}
-    with workers.joined():
+    with one_voice(workers), workers.joined():
+        tell: Callable[[str], object] = say if workers.first else lambda text: None
+        if attack == "auto" and (steps is not None or restarts != 1):
+            raise UserError(
+                "expected --steps and --restarts with --attack pgd or apgd, got them with auto, which fixes them"
+            )
+        if attack != "auto" and out is not None:
+            raise UserError(f"expected --out with --attack auto, got it with {attack}, which keeps nothing")
+        model = load_model(model_name, device=workers.device(device))
+        if record and (model.card is None or model.folder is None):
+            raise UserError("expected a model folder with a card to --record into")
+        tell(describe_model(model))
+        norm, eps = _ball(model, norm, eps)
+        images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=tell)
+        labels = _labels(model, images, tell)
+        chosen = np.arange(len(images))
+        if num is not None and num < len(images):
+            chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:num])
+        given: dict[str, Any] = {"norm": norm, "seed": seed, "precision": precision, "batch_size": batch_size}
         if attack == "auto":
             folder = None if out is None else Path(out)
             measured = measure_auto(model, images.images, labels, eps, num, folder, workers, tell, given)
@@ -121,19 +123,21 @@ def command(
             given["precision"] = precision or (None if attack == "pgd" else "float32")
             more = {"attack": attack, "restarts": restarts, "steps": steps}
             measured = measure_quickly(model, images.images, labels, chosen, eps, workers, tell, given | more)
-    if not workers.first:
-        return
-    if check_masking:
-        look_for_masking(model, images.images, labels, eps, num, given)
-    if record and model.folder is not None:
-        _record(model.folder, attack, {"data": f"{images.name} {split}", **measured})
-        say(f"recorded in {model.folder / 'card.json'}")
+        if not workers.first:
+            return
+        if check_masking:
+            look_for_masking(model, images.images, labels, eps, num, given)
+        if record and model.folder is not None:
+            _record(model.folder, attack, {"data": f"{images.name} {split}", **measured})
+            say(f"recorded in {model.folder / 'card.json'}")
 
 
 def _ball(model: Classifier, norm: str | None, eps: tuple[float, ...] | None) -> tuple[str, tuple[float, ...]]:
     """The ball that was asked for, or the model's own."""
     from robustsynth.errors import UserError
 
+    if eps is not None and not all(0 <= radius < math.inf for radius in eps):
+        raise UserError(f"expected radii --eps of 0 or more, got {', '.join(f'{radius:g}' for radius in eps)}")
     threat_model = {} if model.card is None else model.card.threat_model
     own_norm: str = threat_model.get("norm", "l2")
     norm = norm or own_norm
@@ -142,11 +146,12 @@ def _ball(model: Classifier, norm: str | None, eps: tuple[float, ...] | None) ->
     return norm, eps if eps is not None else tuple(e for e in (threat_model.get("eps", 0.0),) if e) or (0.5,)
 
 
-def _labels(model: Classifier, images: ImageData) -> np.ndarray:
+def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object]) -> np.ndarray:
     """The data's labels as the model numbers its classes."""
     import numpy as np
 
     from robustsynth.errors import UserError
+    from robustsynth.models.class_names import matching_class
 
     if len(images.classes) != len(model.classes):
         raise UserError(
@@ -154,10 +159,18 @@ def _labels(model: Classifier, images: ImageData) -> np.ndarray:
             f"got {len(images.classes)} ({', '.join(images.classes[:3])} …)"
         )
     labels = np.asarray(images.labels)
-    if set(images.classes) == set(model.classes):
-        # The same classes may come in another order, where they are labelled by their sorted names.
-        labels = np.array([model.classes.index(name) for name in images.classes])[labels]
-    return labels
+    # The same classes may come in another order, where they are labelled by their sorted names.
+    meant = [matching_class(name, model.classes) for name in images.classes]
+    if None not in meant and len(set(meant)) == len(meant):
+        return np.array(meant)[labels]
+    if all(name.isdecimal() for name in images.classes) or all(name.isdecimal() for name in model.classes):
+        tell("classes without names on one side: taking them in their order")
+        return labels
+    name = next((name for name, index in zip(images.classes, meant, strict=True) if index is None), images.classes[0])
+    raise UserError(
+        f"expected data with the model's classes ({', '.join(model.classes)}), got {name!r} among "
+        f"{', '.join(images.classes)}; rename the folders, or leave out what the model was not trained on"
+    )
 
 
 def _record(folder: Path, attack: str, measured: dict[str, Any]) -> None:

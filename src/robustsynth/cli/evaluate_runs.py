@@ -44,7 +44,11 @@ def measure_quickly(
     """PGD or APGD: print the rows, and give what a card keeps of them."""
 
     attack, norm = given["attack"], given["norm"]
-    execution = model.synthesizer(precision=given["precision"], batch_size=given["batch_size"]).execution
+    # As the first process measures it, or each might look in another precision.
+    execution = workers.agreed(
+        lambda: model.synthesizer(precision=given["precision"], batch_size=given["batch_size"]).execution
+    )
+    given = given | {"precision": execution.precision, "batch_size": execution.batch_size}
     name = f"{attack.upper()}-{given['steps'] or STEPS[attack]}"
     radii = ", ".join(f"{radius:g}" for radius in eps)
     tell(f"{name}, {norm}, eps {radii}; gradients in {execution.precision}, decided in float32")
@@ -59,8 +63,7 @@ def measure_quickly(
     if workers.first:
         for row in rows:
             echo_row("clean" if row.eps == 0 else f"{name} {norm} at eps {row.eps:g}", row)
-        if rising(rows).seen:
-            say(f"beware: accuracy rises with eps, which is a sign of masked gradients ({rising(rows).figures})")
+        _beware(rows)
     return {
         "norm": norm,
         "attack": describe_attack(attack, given["steps"] or STEPS[attack], given["restarts"], len(model.classes)),
@@ -68,6 +71,11 @@ def measure_quickly(
         "seed": given["seed"],
         "rows": [card_row(row) for row in rows],
     }
+
+
+def _beware(rows: Sequence[Accuracy]) -> None:
+    if rising(rows).seen:
+        say(f"beware: accuracy rises with eps, which is a sign of masked gradients ({rising(rows).figures})")
 
 
 def measure_auto(
@@ -86,7 +94,12 @@ def measure_auto(
     radii = [radius for radius in dict.fromkeys(eps) if radius > 0]
     if not radii:
         raise UserError(f"expected a radius --eps above 0 for AutoAttack, got {', '.join(map(str, eps)) or 'none'}")
+    if folder is not None:
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise UserError(f"expected a folder to keep what is done in, got {folder}, where {place} is a file")
     rows: list[dict[str, Any]] = []
+    found: list[Accuracy] = []
     for radius in radii:
         # One folder for each radius only where there are several, so that --out is where people look.
         place = folder if folder is None or len(radii) == 1 else folder / f"eps-{radius:g}"
@@ -109,8 +122,12 @@ def measure_auto(
         if workers.first:
             echo_auto(result, given["norm"], len(model.classes))
         if not rows:
-            rows.append(card_row(Accuracy(0.0, result.clean, result.done)))
+            found.append(Accuracy(0.0, result.clean, result.done))
+            rows.append(card_row(found[0]))
+        found.append(result.robust)
         rows.append(auto_card_row(result))
+    if workers.first:
+        _beware(found)
     precision = given["precision"] or "float32"
     return {
         "norm": given["norm"],

@@ -79,6 +79,7 @@ def command(
     from tqdm import tqdm
 
     from robustsynth.cli.describe import describe_model
+    from robustsynth.cli.voices import one_voice
     from robustsynth.models.files import load_model
     from robustsynth.processes import Workers
     from robustsynth.tasks.generate import resolve_generate
@@ -87,7 +88,7 @@ def command(
     workers = Workers.from_environment()
     tell: Callable[[str], object] = say if workers.first else lambda text: None
     device = workers.device(device)
-    with workers.joined(device):
+    with one_voice(workers), workers.joined(device):
         check_trajectory(trajectory)
         model = load_model(model_name, device=device)
         if fit_mixtures is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +71,7 @@ def command(
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
+    from robustsynth.cli.voices import one_voice
     from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 
@@ -80,7 +80,7 @@ def command(
     device = workers.device(device)
     options = {"device": device, "precision": precision, "tensorboard": tensorboard and not dry_run}
     options |= {"sync_batch_norm": sync_batch_norm, "decoders": decoders}
-    with _one_voice(workers), workers.joined(device):
+    with one_voice(workers), workers.joined(device):
         _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
 
 
@@ -180,24 +180,20 @@ def _open(
     return load_data(data, "train", image_size=image_size, announce=tell), True
 
 
-@contextmanager
-def _one_voice(workers: Workers) -> Iterator[None]:
-    """A mistake that all processes meet is told by the first alone; the others leave without a word."""
-    try:
-        yield
-    except UserError:
-        if workers.first:
-            raise
-        # torchrun ends all where one has failed: the first shall have spoken by then.
-        time.sleep(5)
-        raise SystemExit(2) from None
-
-
 def _begun(folder: Path) -> dict[str, Any] | None:
     """What a run in `folder` was begun with."""
-    if not (folder / RUN_FILE).exists():
+    from robustsynth.training.state import read_checkpoint
+
+    path = folder / RUN_FILE
+    if not path.exists():
         return None
-    return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    with contextlib.suppress(ValueError):
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(begun, dict) and {"data", "settings"} <= begun.keys():
+            return begun
+    # Damaged; a checkpoint has all of it but for where the data are.
+    known = read_checkpoint(folder)
+    return {"data": None, "settings": known["settings"], "stream": bool(known.get("data", {}).get("stream"))}
 
 
 def _settings_and_data(
@@ -206,6 +202,10 @@ def _settings_and_data(
     """What to train and on what; a resumed run remembers both."""
     if begun is not None:
         data = data or begun["data"]
+        if data is None:
+            raise UserError(
+                f"expected {RUN_FILE} of the run to say which data it is of, got a damaged file; pass --data"
+            )
         if preset is None:
             said = {k: v for k, v in given.items() if v is not None}
             return settings_from(begun["settings"] | said), str(data)
@@ -244,11 +244,19 @@ def _of_the_model(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(trainer: Trainer, tell: Callable[[str], object]) -> bool:
-    """Run with a progress bar; whether it came to its end. Ctrl-C and a polite kill stop it with a checkpoint."""
+    """Run with a progress bar; whether it came to its end. Ctrl-C and a polite kill stop it with a checkpoint, Ctrl-C
+    once more at once, with the last one."""
     from tqdm import tqdm
 
     stopping: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: stopping.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: object) -> None:
+        # Several processes get the same Ctrl-C twice, from the terminal and from torchrun.
+        if stopping and number == signal.SIGINT and trainer.workers.alone:
+            raise KeyboardInterrupt
+        stopping.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     state = trainer.state
     try:
         with tqdm(
@@ -272,4 +280,4 @@ def _train(trainer: Trainer, tell: Callable[[str], object]) -> bool:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return state.step == trainer.total_steps and not stopping
+    return trainer.finished

@@ -170,8 +170,17 @@ def lane_rows(
         number, skipped = number + 1, 0
 
 
-class LaneBatches(IterableDataset[tuple[np.ndarray, np.ndarray]]):
+@dataclass(frozen=True)
+class Failed:
+    """Stands for a batch that could not be read; raised by a decoder, an error would come with its traceback's text."""
+
+    reason: str
+
+
+class LaneBatches(IterableDataset["tuple[np.ndarray, np.ndarray] | Failed"]):
     """The rows of some lanes, decoded, a step at a time: images (parts, lanes, each, H, W, C) and labels.
+
+    What cannot be read ends them with a `Failed`.
 
     A `torch.utils.data.DataLoader` splits the lanes among its workers; worker after worker, what they give for a step
     is to be put together along the lanes.
@@ -206,7 +215,16 @@ class LaneBatches(IterableDataset[tuple[np.ndarray, np.ndarray]]):
         self.pieces, self.seed, self.epoch, self.first = tuple(pieces), seed, epoch, first
         self.lanes, self.mine, self.each, self.parts = lanes, list(mine), each, parts
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray] | Failed]:
+        try:
+            yield from self._batches()
+        except UserError as error:
+            yield Failed(str(error))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            yield Failed(f"expected to read the shards of the stream, got {type(error).__name__}: {reason}")
+
+    def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         worker = get_worker_info()
         mine = self.mine if worker is None else np.array_split(self.mine, worker.num_workers)[worker.id].tolist()
         taken = self.parts * self.each

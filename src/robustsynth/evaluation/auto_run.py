@@ -148,7 +148,13 @@ class AutoRun:
         """Say in the folder what is measured there, or find that it is the same."""
         path = self.folder / RUN_FILE
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = _read_json(path)
+            if not isinstance(before, dict):
+                # What is done may be of another model: the batches say only which images.
+                raise UserError(
+                    f"expected {path} to say what is measured there, got a damaged file; remove {self.folder}, "
+                    "or name another folder with --out"
+                )
             other = [name for name in self.record if before.get(name) != self.record[name]]
             if other:
                 raise UserError(
@@ -233,6 +239,14 @@ class _Shares:
         if now > self.told:
             self.on_images(now - self.told)
             self.told = now
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
 
 
 def _last(found: Mapping[str, Any]) -> list[bool]:

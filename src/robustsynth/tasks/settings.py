@@ -1,8 +1,8 @@
 """How a task's settings are found.
 
 In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
-and what the preset ``best`` names); the paper's, improved as `IMPROVED` and `PHOTOGRAPH_SHIFT` say if no preset is named.
-A preset's ℓ2 sizes that were published for 224² images scale with the side of the model's images, because an ℓ2
+and what the preset ``best`` names); the paper's, improved as `IMPROVED` and `PHOTOGRAPH_SHIFT` say if no preset is
+named. A preset's ℓ2 sizes that were published for 224² images scale with the side of the model's images, because an ℓ2
 distance over equally changed pixels does.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from robustsynth.data import ImageData, hold_out
 from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
+from robustsynth.files import only_writer
 from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution
 from robustsynth.models.files import chosen_device
@@ -65,6 +67,9 @@ class Trainer:
         sync_batch_norm: batch norm over all processes' images; graphics cards only.
         decoders: processes that decode a stream's images.
         writes: false for one that is looked at and not run: nothing in `out` is moved.
+
+    Attributes:
+        finished: whether `run` came to the end and finished the model.
 
     Raises:
         UserError: too few images, an `out` that holds another run, a checkpoint that does not fit, or no TensorBoard.
@@ -135,6 +140,7 @@ class Trainer:
         self.outer = self.team.wrapped(self.state.network)
         self.twin = attack_twin(self.state.network, settings, self.state.execution.precision)
         self.board = Board(self.out, step=self.state.step) if tensorboard and workers.first else None
+        self.finished = False
         self._last: StepResult | None = None
 
     @staticmethod
@@ -153,10 +159,20 @@ class Trainer:
             The model's folder.
 
         Raises:
-            UserError: the loss, a gradient or the attack became NaN or infinite. The last checkpoint stays.
+            UserError: the loss, a gradient or the attack became NaN or infinite, the last checkpoint stays; or another
+                process trains in this folder.
         """
+        with contextlib.ExitStack() as held:
+            # All hear of it where the first is refused.
+            refused = self.workers.agreed(lambda: _refusal(held, self.out))
+            if refused:
+                raise UserError(refused)
+            return self._run(on_step)
+
+    def _run(self, on_step: Callable[[Trainer, float], object] | None) -> Path:
         try:
-            if self._all_epochs(on_step) and self.workers.first:
+            self.finished = self._all_epochs(on_step)
+            if self.finished and self.workers.first:
                 data, held = self.source.for_seeds()
                 finish_model(self.state, data, held, self.out)
         finally:
@@ -312,3 +328,12 @@ class Trainer:
             clean, robust = clean + counts[0], robust + counts[1]
         clean, robust = self.workers.total([clean, robust])
         return clean / len(self.held), robust / len(self.held)
+
+
+def _refusal(held: contextlib.ExitStack, out: Path) -> str:
+    """Become the only one that writes to `out`; why that cannot be, or nothing."""
+    try:
+        held.enter_context(only_writer(out))
+    except UserError as error:
+        return str(error)
+    return ""

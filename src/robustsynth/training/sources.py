@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustsynth.data import ImageData
-from robustsynth.data.streaming import ImageStream, LaneBatches
+from robustsynth.data.streaming import Failed, ImageStream, LaneBatches
 from robustsynth.errors import UserError
 from robustsynth.processes import ALONE, Workers
 from robustsynth.randomness import generator
@@ -184,9 +184,26 @@ class Streamed:
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = iter(DataLoader(lanes, batch_size=None, num_workers=self.decoders))
         for _ in range(first, len(self.kept) // settings.batch_size):
-            given = [next(loader) for _ in range(max(1, self.decoders))]
+            given = self._next(loader)
             images, labels = (torch.cat(each, 1).flatten(0, 2) for each in zip(*given, strict=True))
             yield as_batch(images, labels, self.device)
+
+    def _next(self, loader: Iterator[Any]) -> list[tuple[Tensor, Tensor]]:
+        """What each decoder has of a step."""
+        again = "--resume goes on from the last checkpoint"
+        try:
+            given = [next(loader) for _ in range(max(1, self.decoders))]
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                "expected the processes that decode to go on, got one that was killed, as where memory is short; "
+                f"{again}, with fewer --decoders"
+            ) from None
+        for each in given:
+            if isinstance(each, Failed):
+                raise UserError(f"{each.reason}; once it is mended {again}")
+        return given
 
     def held_out(self, start: int, stop: int) -> Batch:
         """See `BatchSource`; decoded once."""

@@ -169,7 +169,9 @@ class TrainState:
         saved = settings_from(contents["settings"])
         if saved != self.settings:
             ours = dataclasses.asdict(self.settings)
-            differing = [n for n, v in dataclasses.asdict(saved).items() if v != ours[n]]
+            differing = [
+                f"{n} ({ours[n]} in place of {v})" for n, v in dataclasses.asdict(saved).items() if v != ours[n]
+            ]
             raise UserError(
                 f"expected the settings that {folder} was begun with, got others in {', '.join(differing)}; "
                 "resume without them, or choose another --out"
