@@ -456,3 +456,28 @@ def test_masking_is_looked_for_when_asked(stored: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "signs of masked gradients at eps 0.4, on 10 images" in result.stderr
     assert sum(line.startswith(("SEEN ", "not seen ")) for line in result.stdout.splitlines()) == 6
+
+
+def test_data_of_other_classes_are_refused_and_other_names_of_the_same_are_not(stored: Path) -> None:
+    right = evaluate(stored, "--eps", "0").stdout
+    test = stored.parent / "data" / "test"
+    (test / "blue").rename(test / "Blues")
+    assert evaluate(stored, "--eps", "0").stdout == right
+    (test / "Blues").rename(test / "navy")
+    result = evaluate(stored, "--eps", "0")
+    assert result.exit_code == 2
+    assert "expected data with the model's classes (blue, green, red), got 'navy' among" in " ".join(
+        result.output.split()
+    )
+    for number, name in enumerate(("navy", "green", "red")):
+        (test / name).rename(test / str(number))
+    result = evaluate(stored, "--eps", "0")
+    assert (result.stdout, "taking them in their order" in result.output) == (right, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("--eps=-1", "radii --eps of 0 or more"), ("--eps=inf", "radii --eps of 0")]
+)
+def test_radii_that_are_none_are_refused(stored: Path, change: str, said: str) -> None:
+    result = evaluate(stored, change)
+    assert (result.exit_code, said in " ".join(result.output.split())) == (2, True), result.output

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import robustsynth.data.cache as cache_module
+import robustsynth.training.beginning as beginning
 import robustsynth.training.run as run_module
 import robustsynth.training.step as step_module
 from conftest import png
@@ -597,3 +600,62 @@ def test_a_folder_that_disappears_while_it_is_trained_on(
     for outcome in (found, expected):
         outcome["card"].pop("data")  # It has the folder's name.
     assert kills.differing(expected, found) == []
+
+
+# What says what a run is of, and who writes to it
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"data": '])
+def test_a_run_whose_record_is_damaged_goes_on_where_the_data_are_named(
+    pictures: Path, ended: Path, whole: Path, damage: str
+) -> None:
+    (ended / "run.json").write_text(damage, encoding="utf-8")
+    refused(resume(ended), "expected run.json of the run to say", "pass --data")
+    assert resume(ended, "--data", pictures).exit_code == 0
+    assert_same(ended, whole)
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(beginning, "only_writer", functools.partial(beginning.only_writer, patience=0.1))
+    out = tmp_path / "out"
+    program = (
+        "import sys, time\nfrom robustsynth.files import only_writer\n"
+        "with only_writer(sys.argv[1]):\n    print('here', flush=True)\n    time.sleep(100)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, out], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "here\n"
+        refused(train(pictures, out), "expected to be the only one that writes to", "wait for it or end it")
+        assert not (out / CHECKPOINT).exists()
+        other.kill()
+    again = train(pictures, out) if not (out / "run.json").exists() else resume(out)
+    assert again.exit_code == 0, again.output
+
+
+def test_ctrl_c_while_seeds_are_fitted_does_not_call_a_finished_run_stopped(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = run_module.finish_model
+
+    def interrupted(*given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finish(*given)
+
+    monkeypatch.setattr(run_module, "finish_model", interrupted)
+    result = train(pictures, tmp_path / "out")
+    assert (result.exit_code, "best of the run" in result.output) == (0, True), result.output
+
+
+def test_ctrl_c_once_more_stops_at_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluation(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run_module, "right_clean_and_attacked", evaluation)
+    assert train(pictures, tmp_path / "out").exit_code == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(run_module, "EPOCH_SECONDS", 0)
+    assert resume(tmp_path / "out").exit_code == 0

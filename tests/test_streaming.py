@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustsynth.cli import main
-from robustsynth.data.streaming import Piece, lane_pieces, open_stream
+from robustsynth.data.lanes import lane_pieces
+from robustsynth.data.streaming import Piece, open_stream
 from robustsynth.errors import UserError
 from robustsynth.models.files import load_model
 from robustsynth.processes import ALONE, Workers
@@ -243,3 +250,63 @@ def test_what_is_no_shards_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=r"train\.parquet: expected a parquet file"):
         open_stream(tmp_path, announce=list)
+
+
+@pytest.mark.parametrize("decoders", [0, 2])
+@pytest.mark.parametrize("fault", ["picture", "shard"])
+def test_what_cannot_be_read_in_mid_run_is_told_in_a_line(
+    shards: Path, tmp_path: Path, decoders: int, fault: str
+) -> None:
+    home = tmp_path / "toys"
+    shutil.copytree(shards, home)
+    opened = source(home, decoders=decoders)
+    last = sorted(home.glob("*.parquet"))[-1]
+    if fault == "shard":
+        last.unlink()
+    else:
+        table = pyarrow.parquet.read_table(last)
+        pictures = [{"bytes": row["bytes"][:40], "path": None} for row in table.column("image").to_pylist()]
+        column = pyarrow.array(pictures, type=table.schema.field("image").type)
+        pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("image"), "image", column), last)
+    with pytest.raises(UserError) as told:
+        list(opened.epoch(0, 0, None))
+    message = str(told.value)
+    assert "Traceback" not in message
+    assert "\n" not in message
+    assert last.name in message
+    assert "--resume goes on from the last checkpoint" in message
+
+
+def test_a_decoder_that_is_killed_is_told_in_a_line(shards: Path) -> None:
+    batches = source(shards, decoders=2).epoch(0, 0, None)
+    next(batches)
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    with pytest.raises(UserError, match=r"got one that was killed.*--resume.*fewer --decoders"):
+        list(batches)
+
+
+@pytest.mark.slow
+def test_two_processes_stream_as_one(shards: Path, tmp_path: Path) -> None:
+    options = [
+        "--architecture",
+        "small-cnn",
+        "--width",
+        "2",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "12",
+        "--held-out",
+        str(HELD),
+    ]
+    options += ["--attack-steps", "2", "--precision", "float32", "--device", "cpu", "--decoders", "1", "--stream"]
+    given = ["robustsynth", "train", "--data", str(shards), *options, "--out"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in {"one": [], "two": torchrun}.items():
+        command = [sys.executable, *launcher, "-m", *given, str(tmp_path / name)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    one, two = (read_checkpoint(tmp_path / name)["network"] for name in ("one", "two"))
+    for key, value in one.items():
+        assert torch.allclose(value.float(), two[key].float(), atol=1e-4), key

@@ -460,7 +460,7 @@ def test_a_new_run_does_not_overwrite_a_model(tmp_path: Path) -> None:
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
     train(tmp_path, stop=2)
-    with pytest.raises(UserError, match=r"got others in eps, learning_rate;"):
+    with pytest.raises(UserError, match=r"others in eps \(0.3 in place of 0.2\), learning_rate \(0.2 in place"):
         train(tmp_path, quick(eps=0.3, learning_rate=0.2), resume=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
+from robustsynth.files import only_writer
 from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import Execution, fastest_precision
 from robustsynth.models.files import load_model
+from robustsynth.processes import Workers
 from robustsynth.training.checking import other_data
 from robustsynth.training.checkpoints import has_checkpoint
 from robustsynth.training.fine_tuning import announcements, begin_from
@@ -182,3 +185,24 @@ def data_summary(data: ImageData) -> dict[str, Any]:
 def normalisation(data: ImageData) -> dict[str, Any]:
     """The mean and standard deviation that a run normalises by, for its checkpoint."""
     return {"mean": list(data.mean), "std": list(data.std)}
+
+
+def only_trainer(out: Path, workers: Workers) -> contextlib.ExitStack:
+    """Become, until it is closed, the only run that writes to `out`; all processes hear of it where that cannot be.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    held = contextlib.ExitStack()
+
+    def refusal() -> str:
+        try:
+            held.enter_context(only_writer(out))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    refused = workers.agreed(refusal)
+    if refused:
+        raise UserError(refused)
+    return held

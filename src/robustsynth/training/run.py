@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from robustsynth.data import ImageData, hold_out
 from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
-from robustsynth.files import only_writer
 from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution
 from robustsynth.models.files import chosen_device
@@ -32,6 +30,7 @@ from robustsynth.training.beginning import (
     first_network,
     measured_execution,
     normalisation,
+    only_trainer,
 )
 from robustsynth.training.board import Board
 from robustsynth.training.guard import GUARD_IMAGES, watch
@@ -162,22 +161,12 @@ class Trainer:
             UserError: the loss, a gradient or the attack became NaN or infinite, the last checkpoint stays; or another
                 process trains in this folder.
         """
-        with contextlib.ExitStack() as held:
-            # All hear of it where the first is refused.
-            refused = self.workers.agreed(lambda: _refusal(held, self.out))
-            if refused:
-                raise UserError(refused)
-            return self._run(on_step)
-
-    def _run(self, on_step: Callable[[Trainer, float], object] | None) -> Path:
-        try:
+        with only_trainer(self.out, self.workers) as held:
+            if self.board is not None:
+                held.callback(self.board.close)
             self.finished = self._all_epochs(on_step)
             if self.finished and self.workers.first:
-                data, held = self.source.for_seeds()
-                finish_model(self.state, data, held, self.out)
-        finally:
-            if self.board is not None:
-                self.board.close()
+                finish_model(self.state, *self.source.for_seeds(), self.out)
         self.workers.wait()  # Nobody leaves while the first still writes.
         return self.out
 
@@ -328,12 +317,3 @@ class Trainer:
             clean, robust = clean + counts[0], robust + counts[1]
         clean, robust = self.workers.total([clean, robust])
         return clean / len(self.held), robust / len(self.held)
-
-
-def _refusal(held: contextlib.ExitStack, out: Path) -> str:
-    """Become the only one that writes to `out`; why that cannot be, or nothing."""
-    try:
-        held.enter_context(only_writer(out))
-    except UserError as error:
-        return str(error)
-    return ""

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustsynth.data import ImageData
-from robustsynth.data.streaming import Failed, ImageStream, LaneBatches
+from robustsynth.data.lanes import Failed, LaneBatches
+from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.processes import ALONE, Workers
 from robustsynth.randomness import generator
