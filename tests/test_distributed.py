@@ -388,6 +388,29 @@ def test_a_worker_that_is_killed_is_replaced_and_all_go_on_by_themselves(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1, None])
+def test_a_mistake_is_told_once_by_who_met_it(tmp_path: Path, folder: Path, rank: int | None) -> None:
+    program = tmp_path / "mistaken.py"
+    program.write_text(
+        "import os\nimport robustsynth.cli.train as train\nfrom robustsynth.cli import main\n"
+        "from robustsynth.errors import UserError\n\nreads = train._open\n\n"
+        "def mistaken(*given, **options):\n"
+        f"    if {rank} in (None, int(os.environ['RANK'])):\n"
+        "        raise UserError('expected a folder, got none')\n"
+        "    return reads(*given, **options)\n\ntrain._open = mistaken\nmain()\n",
+        encoding="utf-8",
+    )
+    command = torchrun("train", "--data", folder, "--out", tmp_path / "out", *LONG, "--epochs", 2)
+    place = command.index("-m", 2)
+    command[place : place + 2] = [str(program)]
+    done = subprocess.run(command, env=environment(tmp_path), check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert done.stderr.count("expected a folder, got none") == 1, done.stderr[-3000:]
+    assert ("process 2 of 2, on" in done.stderr) == (rank == 1)
+    assert "RuntimeError" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_mistake_under_torchrun_does_not_become_a_resumed_run_when_it_tries_again(
     tmp_path: Path, folder: Path
 ) -> None:

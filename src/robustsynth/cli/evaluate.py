@@ -97,7 +97,7 @@ def command(
     from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
-    with one_voice(workers), workers.joined():
+    with workers.joined(), one_voice(workers):
         tell: Callable[[str], object] = say if workers.first else lambda text: None
         if attack == "auto" and (steps is not None or restarts != 1):
             raise UserError(

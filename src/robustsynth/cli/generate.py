@@ -88,7 +88,7 @@ def command(
     workers = Workers.from_environment()
     tell: Callable[[str], object] = say if workers.first else lambda text: None
     device = workers.device(device)
-    with one_voice(workers), workers.joined(device):
+    with workers.joined(device), one_voice(workers):
         check_trajectory(trajectory)
         model = load_model(model_name, device=device)
         if fit_mixtures is not None:

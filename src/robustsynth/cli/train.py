@@ -80,7 +80,7 @@ def command(
     device = workers.device(device)
     options = {"device": device, "precision": precision, "tensorboard": tensorboard and not dry_run}
     options |= {"sync_batch_norm": sync_batch_norm, "decoders": decoders}
-    with one_voice(workers), workers.joined(device):
+    with workers.joined(device), one_voice(workers):
         _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
 
 

@@ -22,7 +22,8 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 def one_voice(workers: Workers) -> Iterator[None]:
     """A mistake that all processes meet is told by the first alone; one that another met is told by that one.
 
-    Where a process is gone that others wait for, they say so in a line.
+    Where a process is gone that others wait for, they say so in a line. To be entered within ``workers.joined``: did
+    the group end before a process has told, the others would, and ``torchrun`` would end all of them.
     """
     try:
         yield
