@@ -237,6 +237,10 @@ def test_any_bytes_are_read_or_refused(content):
     read_or_refused(content)
 
 
+def test_a_text_with_an_impossible_escape_is_read_without_a_warning():
+    assert read(b"S'\\o'\n.") == "\\o"
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_broken_pickle_is_read_or_refused(data):

@@ -8,6 +8,7 @@ there is refused with an error that says what it was. Tensors stay descriptions 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
@@ -47,8 +48,11 @@ def read_pickle(stream: IO[bytes], where: str) -> Any:
     """
     machine = _Machine(where)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            # Of escape sequences in a damaged text, which is told or refused below like any other.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for opcode, argument, _ in pickletools.genops(stream):
+                machine.step(opcode.name, argument)
         return machine.finished()
     except RefusedPickleError:
         raise
