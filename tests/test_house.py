@@ -22,7 +22,7 @@ LAYERS = [
     {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"}
     | {"processes", "memory"},
     {"models", "data"},
-    {"objectives", "seeds", "mixtures"},
+    {"objectives", "seeds", "mixtures", "solver", "run_folder"},
     {"tasks", "training", "evaluation"},
     {"cli"},
     {"__main__"},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from robustsynth.errors import UserError
@@ -38,10 +39,13 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def save_png(path: Path | str, image: np.ndarray) -> None:
-    """Write uint8 (H, W, C) as a PNG file, whole or not at all."""
+def save_png(path: Path | str, image: np.ndarray, *, text: Mapping[str, str] | None = None) -> None:
+    """Write uint8 (H, W, C) as a PNG file, whole or not at all, with `text` by keyword in its text chunks."""
+    information = PngInfo()
+    for keyword, value in (text or {}).items():
+        information.add_itxt(keyword, value)
     with written_beside(path) as temporary:
-        to_picture(image).save(temporary, format="PNG")
+        to_picture(image).save(temporary, format="PNG", pnginfo=information)
 
 
 def load_picture(path: Path | str, *, channels: int = 3, size: int | None = None) -> np.ndarray:
