@@ -296,3 +296,29 @@ def pixels_of(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:
 
 SEED_KINDS = ("uniform", "normal", "multivariate", "mixture")
 """All but the first are methods of `ClassSeeds`."""
+
+
+def has_seeds(model: Classifier) -> bool:
+    """Whether fitted class seeds lie beside the model."""
+    return model.folder is not None and (model.folder / SEEDS_FILE).exists()
+
+
+def model_seeds(model: Classifier, kind: str) -> ClassSeeds:
+    """The seeds that lie beside the model."""
+    if model.folder is None:
+        raise UserError(
+            f"expected fitted seeds for seeds_from={kind!r}, but a wrapped network has none; "
+            "use seeds_from='uniform', a folder of start images, or start=…"
+        )
+    recorded = {} if model.card is None else model.card.sha256
+    seeds = ClassSeeds.load(model.folder, recorded=recorded.get(SEEDS_FILE))
+    if len(seeds.mean) != len(model.classes) or seeds.image_size != model.image_size:
+        raise UserError(
+            f"expected seeds of {len(model.classes)} classes for images of {model.image_size} pixels in "
+            f"{model.folder}, got {len(seeds.mean)} classes and {seeds.image_size} pixels; they belong to "
+            "another model"
+        )
+    if kind == "mixture":
+        mixtures = ClassMixtures.load(model.folder, recorded=recorded.get(MIXTURES_FILE))
+        return dataclasses.replace(seeds, mixtures=mixtures)
+    return seeds
