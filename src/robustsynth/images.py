@@ -155,7 +155,8 @@ def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Te
             raise UserError("expected one or more images, got an empty list")
         return torch.stack(each) if len({image.shape for image in each}) == 1 else each
     raise UserError(
-        f"expected images as files, Pillow images, NumPy arrays, tensors or a list of these, got {type(images).__name__}"
+        f"expected images as files, Pillow images, NumPy arrays, tensors or a list of these, "
+        f"got {type(images).__name__}"
     )
 
 
@@ -280,7 +281,9 @@ def png_text(path: Path | str) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(source: Path | str | Image.Image) -> Iterator[Image.Image]:
     """An image, and a `UserError` that names it for whatever goes wrong with it."""
-    name = Path(getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else Path(source)
+    name = (
+        Path(getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else Path(source)
+    )
     if name.is_dir():
         raise UserError(f"expected an image, but {name} is a folder; give a file in it")
     try:

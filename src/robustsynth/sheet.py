@@ -211,7 +211,9 @@ def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None
     single = ending in (".png", ".jpg", ".jpeg", ".webp")
     if single and len(each) > 1 and "{" not in path.name:
         several = path.with_name(f"{path.stem}-{{}}{path.suffix}")
-        raise UserError(f"expected one image for {path}, got {len(each)}; name a folder, or a pattern such as {several}")
+        raise UserError(
+            f"expected one image for {path}, got {len(each)}; name a folder, or a pattern such as {several}"
+        )
     files = [path.with_name(path.name.format(i)) if single else path / f"{i:06d}.png" for i in range(len(each))]
     for file, image in zip(files, each, strict=True):
         if file.suffix.lower() == ".png":

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustsynth.constraints import Constraint, ball
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.images import as_tensor
+from robustsynth.images import as_images
 from robustsynth.loop import Objective, Problem, check_images
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
 from robustsynth.models.class_names import matching_class
@@ -289,16 +289,29 @@ class Batch:
         return choose_views(self.size, self.side, kind)
 
 
-def read_images(model: Classifier, images: Any, name: str = "images") -> list[Tensor]:
-    """Images of any kind as (C, H, W) float32 on the CPU, checked against the model's channels."""
-    if not isinstance(images, Tensor):
-        raise NotImplementedError
-    check_images(images, name)
-    if images.shape[1] != model.channels:
-        raise UserError(
-            f"expected {name} (N, {model.channels}, H, W) for model {model.name!r}, got {tuple(images.shape)}"
-        )
-    return list(images.detach().float().cpu())
+def read_images(model: Classifier, images: Any, name: str = "images", *, any_values: bool = False) -> list[Tensor]:
+    """Images of any kind as (C, H, W) float32 on the CPU, with the model's channels.
+
+    Args:
+        model: whose channels they get.
+        images: see `robustsynth.images.as_images`.
+        name: of them, for errors.
+        any_values: whether they may hold any values, where not all are read.
+
+    Raises:
+        UserError: something that is no image, or of other channels.
+    """
+    if isinstance(images, Tensor) and images.ndim != 3:
+        if not any_values:
+            check_images(images, name)
+        if images.shape[1:2] != (model.channels,):
+            raise UserError(
+                f"expected {name} (N, {model.channels}, H, W) for model {model.name!r}, got {tuple(images.shape)}"
+            )
+    if not any_values and isinstance(images, (list, tuple)) and not images:
+        return []
+    read = as_images(images, channels=model.channels, any_values=any_values)
+    return [image.detach().float().cpu() for image in read]
 
 
 def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
@@ -364,7 +377,8 @@ class MaskSource:
         if not mask and self.patch is None and not own_alpha:
             raise UserError("expected --mask (an image, or LEFT,TOP,WIDTH,HEIGHT) or --patch SIDE, got neither")
         self.mask = mask[0] if mask else None
-        self.rectangle = self.mask if self.mask and re.fullmatch(r"[-\d.,\s]+", self.mask) and "," in self.mask else None
+        numbers = self.mask is not None and "," in self.mask and re.fullmatch(r"[-\d.,\s]+", self.mask)
+        self.rectangle = self.mask if numbers else None
         self._built: dict[Any, Tensor] = {}
 
     def of(self, call: Call) -> PerImage:
@@ -374,7 +388,9 @@ class MaskSource:
             key = source if self.mask is None else call.sizes[source]
             if key not in self._built:
                 built = self._build(call, source)
-                self._built[key] = check_mask(1 - built if self.invert else built, torch.empty(1, 1, *call.sizes[source]))[0]
+                self._built[key] = check_mask(
+                    1 - built if self.invert else built, torch.empty(1, 1, *call.sizes[source])
+                )[0]
             return self._built[key]
 
         for source in range(len(call.sizes)):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from robustsynth.errors import UnknownNameError
 from robustsynth.models.classifier import Classifier
 from robustsynth.solver import Progress, results_of, stacked
 from robustsynth.tasks.call import Call, read_images
@@ -22,7 +22,10 @@ from robustsynth.tasks.table import TASKS
 from robustsynth.tasks.task import REQUIRED, Task, attribute_help
 
 SHARED = {
-    "preset": ("str | None", "``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own where None."),
+    "preset": (
+        "str | None",
+        "``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own where None.",
+    ),
     "precision": ("str | None", "``float32`` or ``bfloat16``; measured once per model and machine where None."),
     "batch_size": ("int | None", "images a batch; measured likewise."),
 }
@@ -42,7 +45,7 @@ def task_call(task: Task, arguments: dict[str, Any]) -> Call:
     resolved = task.resolve(model, preset=arguments["preset"], given=settings)
     how = {name: arguments[name] for name in ("precision", "batch_size")}
     if task.images:
-        images = read_images(model, arguments[task.images], task.images)
+        images = read_images(model, arguments[task.images], task.images, any_values=not task.reads_all)
         call = Call(task, model, resolved, [tuple(image.shape[1:]) for image in images], images.__getitem__, **how)  # pyright: ignore[reportArgumentType]
     else:
         side, first = model.image_size or 0, arguments[task.inputs[0].name]
@@ -128,7 +131,7 @@ def documentation(task: Task) -> str:
             lines += _wrapped(f"{field.name}: {described.get(field.name, '')}", 1)
     lines += ["", "Returns:", *_wrapped(task.returns + " A list of (C, H, W) where sizes differ.", 1), "", "Raises:"]
     lines += _wrapped("UserError: an input or a setting that does not fit.", 1)
-    lines += _wrapped("NonFiniteError: some images met a NaN or an infinity; it has all images, the others finished.", 1)
+    lines += _wrapped("NonFiniteError: some images met a NaN or an infinity; the error has all images.", 1)
     lines += _wrapped("Interrupted: on Ctrl-C; its ``images`` and ``states`` have what was made until then.", 1)
     if task.example:
         lines += ["", "Example:", "    >>> from robustsynth.models.files import load_model"]
@@ -139,8 +142,8 @@ def documentation(task: Task) -> str:
 def _steps_documentation(task: Task) -> str:
     return (
         f"The generator that `{task.name}` runs, with the same parameters.\n\nYields:\n"
-        "    `robustsynth.solver.Progress` at each step of each batch: which images, which step, and previews that are\n"
-        "    the results as they would be now. Leaving the loop cancels what is left.\n"
+        "    `robustsynth.solver.Progress` at each step of each batch: which images, which step, and previews\n"
+        "    that are the results as they would be now. Leaving the loop cancels what is left.\n"
     )
 
 

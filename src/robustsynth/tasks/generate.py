@@ -84,12 +84,14 @@ def _check_labels(value: Any, call: Call) -> Any:
 
 
 def _check_start(value: Any, call: Call) -> Any:
-    from robustsynth.tasks.call import stacked_images
+    import torch
+
+    from robustsynth.tasks.call import read_images
     from robustsynth.tasks.targets import check_scales
 
     side = call.model.image_size
     if value is not None:
-        value = stacked_images(call.model, value, "start")
+        value = torch.stack(read_images(call.model, value, "start"))
         size = tuple(value.shape[2:]) if side is None else (side, side)
         if value.shape != (expected := (len(call), call.model.channels, *size)):
             raise UserError(f"expected start images {expected}, one a label, got {tuple(value.shape)}")
@@ -122,7 +124,9 @@ LABELS = Input(
     "image, each row summing to 1. A mix starts from a seed of the class that weighs most.",
     (
         Option("--classes", "Names, indices, ranges such as 2-5, or all.", default="all"),
-        Option("--num", "Images in all, spread evenly over the classes; 8 a class.", type=int),
+        Option(
+            "--num", "Images in all, spread evenly over the classes; 8 a class.", type=int, other_flag="--num-images"
+        ),
         Option("--mix", "A mix in place of --classes, such as ship:0.6,horse:0.4; one or several.", multiple=True),
     ),
     _check_labels,
@@ -145,9 +149,7 @@ GENERATE = Task(
             "The same seed gives the same images.",
             default=0,
         ),
-        Input(
-            "start", "Any", "(N, C, H, W) in [0, 1] to start from in place of drawn seeds.", (), _check_start, _read
-        ),
+        Input("start", "Any", "(N, C, H, W) in [0, 1] to start from in place of drawn seeds.", (), _check_start, _read),
         Input(
             "indices",
             "Sequence[int] | None",

@@ -74,11 +74,11 @@ def state(batch: Batch) -> Stated:
 
 
 def _check_start(value: Any, call: Call) -> Any:
-    from robustsynth.tasks.call import PerImage
+    from robustsynth.tasks.call import PerImage, read_images
 
     if value is None:
         return None
-    start = call.read_images(value, "start")
+    start = read_images(call.model, value, "start")
     given = [tuple(image.shape) for image in start]
     expected = [(call.model.channels, *call.sizes[index]) for index in range(len(call))]
     if given != expected:
@@ -107,6 +107,7 @@ INPAINT = Task(
     "Draw anew what is under a mask.",
     "What is under the mask is never read. Labels are predicted from the filled images where none are given.",
     inputs=(LABELS, mask_input(own_alpha=True), START),
+    reads_all=False,
     untuned={"fill": "edges"},
     example='inpaint(load_model("cifar10"), torch.rand(1, 3, 32, 32), "cat", mask=torch.eye(32)[None], steps=2)',
 )

@@ -148,8 +148,8 @@ def _check_unit_masks(value: Any, call: Call) -> Any:
     masks = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(masks) not in (1, len(units)):
         raise UserError(f"expected one mask, or one for each of {len(units)} units, got {len(masks)}")
-    masks = [masks_of(mask, call) for mask in masks] * (len(units) // len(masks))
-    return PerImage(lambda indices: [mask[list(indices)] for mask in masks])
+    rows = [PerImage.rows(masks_of(mask, call)) for mask in masks] * (len(units) // len(masks))
+    return PerImage(lambda indices: [mask(indices) for mask in rows])
 
 
 def _read_unit_masks(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from robustsynth.tasks.call import Batch
     from robustsynth.tasks.generate import GenerateSettings
 
+
 def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier) -> Tensor:
     """Class indices (N,) of numbers or names, or weights of the classes (N, K), checked against the model.
 
@@ -119,8 +120,7 @@ def named(target: Tensor, classes: Sequence[str]) -> str:
 
 
 def target_objective(batch: Batch, targets: Tensor, ensemble: Sequence[Classifier]) -> Objective:
-    """The cross-entropy of targets (n,) or (n, K) by the batch's frozen classifier, or the mean of it and of the others'
-    of an ensemble.
+    """The cross-entropy of targets (n,) or (n, K) by the batch's frozen classifier, or the mean over an ensemble.
 
     Raises:
         UserError: classifiers of other classes, or of images of another size.

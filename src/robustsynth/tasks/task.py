@@ -37,6 +37,7 @@ class Option:
         required: whether it must be given.
         multiple: whether it may be given several times; its value is a tuple then.
         least: of a number.
+        other_flag: by which it may also be given.
     """
 
     flag: str
@@ -46,6 +47,7 @@ class Option:
     required: bool = False
     multiple: bool = False
     least: int | None = None
+    other_flag: str | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ class Task:
         details: further sentences, for the help and the documentation.
         inputs: besides images and settings.
         images: the Python parameter of the images that the task is given; empty where it is given none.
+        reads_all: whether every pixel of the images is read; those that are not may hold anything.
         returns: what comes of it.
         result_size: (H, W) of an image's result, of its own (H, W) and the call; the image's own where None.
         runs: runs of the loop for each image, of the call; one where None.
@@ -105,6 +108,7 @@ class Task:
     details: str = ""
     inputs: tuple[Input, ...] = ()
     images: str = "images"
+    reads_all: bool = True
     returns: str = "(N, C, H, W) float32 in [0, 1], on the CPU."
     result_size: Callable[[tuple[int, int], Call], tuple[int, int]] | None = None
     runs: Callable[[Call], int] | None = None
