@@ -20,7 +20,7 @@ from robustsynth.masks import check_mask
 DEFAULT = "edges"
 
 BEAMS = 16
-"""Directions into which edges are sorted, and how narrowly each is continued (docs/fills.md)."""
+"""Directions into which edges are sorted, and how narrowly each is continued (docs/log/fills.md)."""
 
 ANISOTROPY = 2.5
 FLATNESS = 0.03
@@ -33,7 +33,7 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
     ``"mean"``: each image's mean per channel over its known pixels, as in the paper (Santurkar et al. 2019,
     Appendix A.8, and the authors' notebooks). ``"laplace"``: the harmonic fill, each pixel the mean of its neighbours;
     the edges of the picture are free. ``"edges"``: as that, but along the edges that point into the hole, which it
-    continues (`edge_tensors`). docs/fills.md compares them.
+    continues (`edge_tensors`). docs/log/fills.md compares them.
 
     Args:
         images: (N, 3, H, W) or (N, 1, H, W) in [0, 1]; anything under the mask, even NaN.
