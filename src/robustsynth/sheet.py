@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +19,8 @@ from robustsynth.animations import ENDINGS, save_animation
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
 from robustsynth.images import as_images, save_png, to_pil, to_uint8
+
+T = TypeVar("T")
 
 MOST_ROWS, MOST_BANDS, MOST_IMAGES = 64, 12, 200
 """Rows of a sheet, times that they may be repeated for further columns, and images of a sheet of classes; nobody looks
@@ -139,13 +141,18 @@ def class_sheet(names: Sequence[str], image: Callable[[int], np.ndarray | None],
     wide = -(-each // -(-each // 16))
     if each == 1 or len(places) * -(-each // wide) > MOST_ROWS:
         chosen = [i for indices in places.values() for i in indices[:each]][:MOST_IMAGES]
-        lines = [chosen[start : start + 10] for start in range(0, len(chosen), 10)]
+        lines = in_rows(chosen, 10)
         options["captions"] = [[names[i] for i in line] for line in lines]
     else:
         starts = [(name, start) for name, indices in places.items() for start in range(0, len(indices[:each]), wide)]
         lines = [places[name][:each][start : start + wide] for name, start in starts]
         options["labels"] = ["" if start else name for name, start in starts]
     return sheet([[image(i) for i in line] for line in lines], **options)
+
+
+def in_rows(images: Sequence[T], columns: int) -> list[Sequence[T]]:
+    """Images, or their captions, in rows of `columns`."""
+    return [images[start : start + columns] for start in range(0, len(images), columns)]
 
 
 def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8) -> Image.Image | None:
@@ -162,9 +169,7 @@ def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8
         (320, 139)
     """
     each = _pixels_of(images)
-    starts = range(0, len(each), columns)
-    told = [] if captions is None else [list(captions[start : start + columns]) for start in starts]
-    shown = to_pil(sheet([each[start : start + columns] for start in starts], captions=told))
+    shown = to_pil(sheet(in_rows(each, columns), captions=in_rows(captions or [], columns)))
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if not hasattr(shell, "kernel"):
         return shown
@@ -211,7 +216,9 @@ def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None
     single = ending in (".png", ".jpg", ".jpeg", ".webp")
     if single and len(each) > 1 and "{" not in path.name:
         several = path.with_name(f"{path.stem}-{{}}{path.suffix}")
-        raise UserError(f"expected one image for {path}, got {len(each)}; name a folder, or a pattern such as {several}")
+        raise UserError(
+            f"expected one image for {path}, got {len(each)}; name a folder, or a pattern such as {several}"
+        )
     files = [path.with_name(path.name.format(i)) if single else path / f"{i:06d}.png" for i in range(len(each))]
     for file, image in zip(files, each, strict=True):
         if file.suffix.lower() == ".png":

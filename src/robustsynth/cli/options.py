@@ -31,6 +31,21 @@ class Numbers(click.ParamType):
             self.fail(f"expected comma-separated numbers such as 0.25,0.5, got {value!r}", param, ctx)
 
 
+def mask_options(function: Any) -> Any:
+    """The options that say where."""
+    options: list[Callable[[Any], Any]] = [
+        click.option(
+            "--mask", multiple=True, help="An image of where, or a rectangle LEFT,TOP,WIDTH,HEIGHT in pixels."
+        ),
+        click.option("--invert", is_flag=True, help="Take the other part."),
+        click.option("--patch", type=click.IntRange(min=1), default=None, help="A square of so many pixels at random."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the random patches."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def settings_options(kind: type, *, without: tuple[str, ...] = ()) -> Callable[[Any], Any]:
     """One option for each field of the settings class `kind`, its help taken from the class's docstring.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli.masks import MaskSource, mask_options
+from robustsynth.cli.options import mask_options
 from robustsynth.cli.pictures import OnStep, PictureCommand, Plan, picture_options, split_numbers
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def command(unit: str, mask: tuple[str, ...], invert: bool, patch: int | None, s
 
     One --mask serves all units; as many as there are units go with one each.
     """
+    from robustsynth.masks import MaskSource
     from robustsynth.tasks.paint import paint
 
     call = PictureCommand("paint", options)
@@ -32,12 +33,12 @@ def command(unit: str, mask: tuple[str, ...], invert: bool, patch: int | None, s
     sources = [MaskSource((each,), invert=invert, patch=patch, seed=seed) for each in mask]
     sources = sources or [MaskSource((), invert=invert, patch=patch, seed=seed)]
 
-    extra = {"units": units, "masks": [source.record(call.pictures) for source in sources]}
+    extra = {"units": units, "masks": [source.record() for source in sources]}
     for source in sources:
-        source.check(call.pictures)
+        source.check([(p.path, p.size) for p in call.pictures])
 
     def regions(images: Tensor, chunk: Sequence[Picture]) -> list[Tensor]:
-        return [source.masks(chunk, images) for source in sources]
+        return [source.masks([p.path for p in chunk], images) for source in sources]
 
     def view(images: Tensor, chunk: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
         import torch

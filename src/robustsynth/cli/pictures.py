@@ -161,7 +161,7 @@ class PictureCommand:
         if not whole:
             say(f"stopped; what there is so far is in {job.out}, and the same command goes on")
             raise SystemExit(130)
-        from robustsynth.tasks.figures import MOST_ROWS
+        from robustsynth.sheet import MOST_ROWS
 
         shown = "them" if len(self.pictures) <= MOST_ROWS else f"the first {MOST_ROWS}"
         say(f"wrote {len(job.missing)} pictures to {job.out}; figure.png shows {shown}")

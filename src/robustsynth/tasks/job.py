@@ -17,12 +17,13 @@ from torch import Tensor
 import robustsynth
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, write_json
-from robustsynth.images import display_scale, grid, load_picture, save_png, to_uint8
+from robustsynth.images import read_image, save_png, to_uint8
 from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
 from robustsynth.processes import ALONE, Workers
+from robustsynth.sheet import class_sheet
 from robustsynth.tasks.batches import Batch
 from robustsynth.tasks.generate import generate_batches
 from robustsynth.tasks.samples import NpzSamples, PngSamples
@@ -31,9 +32,6 @@ from robustsynth.tasks.starts import start_identity
 from robustsynth.tasks.targets import check_targets, main_classes, named
 
 SETTINGS_FILE, UNFINISHED = "settings.json", "unfinished"
-
-GRID_IMAGES = 200
-"""Images that a grid shows at most; nobody looks at 50,000."""
 
 
 def spread_labels(classes: Sequence[int], num: int) -> Tensor:
@@ -259,17 +257,11 @@ class GenerateJob:
         } | start_identity(self.settings)
 
     def _draw_grid(self, samples: PngSamples) -> None:
-        """A row for each class or mix, as many as fit."""
-        rows = [[i for i, name in enumerate(self.names) if name == row] for row in dict.fromkeys(self.names)]
-        columns = max(1, min(max(map(len, rows)), GRID_IMAGES // len(rows), 16))
-        size = self.model.image_size or load_picture(next(samples.out.glob("[0-9]*.png"))).shape[0]
-        # White where a class has an image fewer than another, or where one failed.
-        shown = np.full((len(rows) * columns, size, size, self.model.channels), 255, dtype=np.uint8)
-        for row, indices in enumerate(rows):
-            for column, index in enumerate(indices[:columns]):
-                if (file := samples.path(index)).exists():
-                    shown[row * columns + column] = load_picture(file, channels=self.model.channels)
-        save_png(self.out / "grid.png", grid(shown, columns=columns, enlarge=display_scale(size)))
+        def image(index: int) -> np.ndarray | None:
+            file = samples.path(index)
+            return read_image(file, channels=self.model.channels).pixels if file.exists() else None
+
+        save_png(self.out / "grid.png", class_sheet(self.names, image, classes=self.model.classes))
 
 
 def _told(batches: Iterator[Batch], on_batch: Callable[[Batch], object] | None) -> Iterator[Batch]:

@@ -14,11 +14,11 @@ import torch
 import robustsynth
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, write_json
-from robustsynth.images import load_picture, load_picture_with_notes, picture_files, save_png
+from robustsynth.images import image_files, read_image, save_png
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name
 from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.tasks.figures import MOST_ROWS, figure, fitted
+from robustsynth.sheet import LARGEST_CELL, MOST_ROWS, fitted, sheet
 
 SETTINGS_FILE, FIGURE_FILE = "settings.json", "figure.png"
 
@@ -47,7 +47,7 @@ class Picture:
     @property
     def image(self) -> np.ndarray:
         """uint8 (H, W, C), read each time: a folder of photographs may be larger than memory."""
-        return load_picture(self.path, channels=self.channels)
+        return read_image(self.path, channels=self.channels).pixels
 
 
 @dataclass(eq=False)
@@ -90,16 +90,17 @@ def read_pictures(paths: Sequence[Path | str], *, channels: int) -> list[Picture
         while name in taken or name == Path(FIGURE_FILE).stem:
             name, number = f"{file.stem}-{number}", number + 1
         taken.add(name)
-        image, notes = load_picture_with_notes(file, channels=channels)
+        image = read_image(file, channels=channels)
+        notes = list(image.notes)
         if name != file.stem:
             notes = [*notes, f"its result is called {name}"]
-        found.append(Picture(name, file, (image.shape[0], image.shape[1]), channels, tuple(notes)))
+        found.append(Picture(name, file, (image.pixels.shape[0], image.pixels.shape[1]), channels, tuple(notes)))
     return found
 
 
 def _of_folder(folder: Path) -> list[Path]:
     sheets = SHEETS if (folder / SETTINGS_FILE).exists() else ()
-    return [file for file in picture_files(folder) if file.name not in sheets]
+    return [file for file in image_files(folder) if file.name not in sheets]
 
 
 class PictureJob:
@@ -113,7 +114,7 @@ class PictureJob:
         out: folder to write to.
         execution: what the results are computed in; recorded, and the same when a job goes on.
         endings: of the result files of each picture; ``("",)`` for one result with the picture's own name.
-        animation: ending of the film of each result, ``.gif`` or ``.mp4``; None for none.
+        animation: ending of the animation of each result, ``.gif`` or ``.mp4``; None for none.
         overwrite: begin again where the folder holds a job of other settings.
 
     Attributes:
@@ -137,7 +138,7 @@ class PictureJob:
         animation: str | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.pictures, self.out = list(pictures), Path(out)
+        self.pictures, self.out, self.classes = list(pictures), Path(out), model.classes
         self.endings = tuple(f"{ending}.png" for ending in endings)
         self.files = self.endings + (tuple(f"{ending}{animation}" for ending in endings) if animation else ())
         self._refuse_sources()
@@ -238,12 +239,16 @@ class PictureJob:
         for picture in shown[:MOST_ROWS]:
             given = self._given.get(picture.name, {})
             source = fitted(picture.image)
-            results = [fitted(load_picture(self.out / f"{picture.name}{file}", channels=3)) for file in self.endings]
+            results = [
+                fitted(read_image(self.out / f"{picture.name}{file}", channels=3).pixels) for file in self.endings
+            ]
             rows.append([source, *(given.get(title, source) for title in titles), *results])
             captions.append(self.record["pictures"][picture.name].get("caption") or picture.name)
         if rows:
             named = [file.removesuffix(".png").lstrip("-").replace("_", " ") or "result" for file in self.endings]
-            save_png(self.out / FIGURE_FILE, figure(rows, ["source", *titles, *named], captions))
+            columns = ["source", *titles, *named]
+            figure = sheet(rows, titles=columns, captions=captions, classes=self.classes, cell=LARGEST_CELL)
+            save_png(self.out / FIGURE_FILE, figure)
 
     def _drawn(self, picture: Picture) -> bool:
         return all((self.out / f"{picture.name}{file}").exists() for file in self.endings)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.images import as_tensor, load_picture, picture_files
+from robustsynth.images import as_tensor, image_files, read_image
 from robustsynth.mixtures import MIXTURES_FILE, ClassMixtures
 from robustsynth.models.classifier import Classifier
 from robustsynth.seeds import SEED_KINDS, SEEDS_FILE, ClassSeeds, sample_seeds
@@ -62,12 +62,12 @@ def _from_folder(model: Classifier, seeds_from: str) -> Draw:
             f"expected --seeds-from {', '.join(SEED_KINDS)} or a folder of start images, "
             f"got {seeds_from!r}, which is neither"
         )
-    files = picture_files(folder)
+    files = image_files(folder)
     size = model.image_size
 
     def draw(chosen: Sequence[int], places: Tensor, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         starts = [files[i % len(files)] for i in chosen]
-        pictures = [load_picture(f, channels=model.channels, size=size) for f in starts]
+        pictures = [read_image(f, channels=model.channels, size=size).pixels for f in starts]
         for file, picture in zip(starts, pictures, strict=True):
             if picture.shape != pictures[0].shape:
                 raise UserError(
@@ -89,7 +89,7 @@ def start_identity(settings: GenerateSettings) -> dict[str, Any]:
     if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
         return {}
     folder = Path(settings.seeds_from).resolve()
-    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in picture_files(folder)).encode())
+    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in image_files(folder)).encode())
     plain = dataclasses.asdict(settings) | {"seeds_from": folder.name}
     return {"settings": plain, "starts_sha256": told.hexdigest()}
 
