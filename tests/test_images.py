@@ -252,7 +252,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize("load", [read_image, load_image, as_images, png_text])
+@pytest.mark.parametrize("load", [read_image, load_image, as_images])
 def test_what_is_no_image_is_named(tmp_path, kind, load):
     path = tmp_path / "broken.png"
     content, says = BROKEN[kind]
@@ -329,7 +329,8 @@ GREY = np.full((5, 7), 90, np.uint8)
 )
 def test_any_form_of_an_image_is_the_same_batch(image, tmp_path):
     save_png(tmp_path / "a.png", PHOTO)
-    image = tmp_path / "a.png" if image == "path" else [str(tmp_path / "a.png")] if image == ("path",) else image
+    if isinstance(image, str | tuple):
+        image = tmp_path / "a.png" if isinstance(image, str) else [str(tmp_path / "a.png")]
     assert torch.equal(torch.as_tensor(as_images(image)), FLOATS[None])
 
 
@@ -401,6 +402,8 @@ def test_pngs_say_what_they_were_told_and_their_pixels_do_not_depend_on_it(tmp_p
     assert np.array_equal(read_image(tmp_path / "a.png").pixels, PHOTO)
     to_pil(PHOTO).save(tmp_path / "a.jpg")
     assert png_text(tmp_path / "a.jpg") == {}
+    with pytest.raises(UserError, match="there is no file"):
+        png_text(tmp_path / "c.png")
 
 
 def test_folders_of_images(tmp_path):

@@ -452,7 +452,13 @@ def _has(font: str, letter: str) -> bool:
     if face is None or letter.isspace():
         return face is not None
     # What a font lacks it draws as a box, as it does what is no character at all.
-    return bytes(face.getmask(letter)) != bytes(face.getmask("\uffff"))
+    return _glyph(face, letter) != _glyph(face, "\uffff")
+
+
+def _glyph(face: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    drawn = Image.new("L", (3 * NAME, 3 * NAME))
+    ImageDraw.Draw(drawn).text((NAME, NAME), letter, fill=255, font=face)
+    return drawn.tobytes()
 
 
 @functools.cache
