@@ -12,14 +12,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from robustsynth.tasks.job import GenerateJob, spread_labels
+from robustsynth.tasks.samples import NpzSamples, PngSamples
 
 from robustsynth.errors import UserError
 from robustsynth.images import read_image, to_uint8
 from robustsynth.models.files import load_model
+from robustsynth.sheet import GAP, MARGIN
 from robustsynth.tasks import samples as samples_module
 from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.job import GenerateJob, spread_labels
-from robustsynth.tasks.samples import NpzSamples, PngSamples
 
 SHAPE = (4, 4, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, *SHAPE), dtype=np.uint8)
@@ -157,11 +158,12 @@ def test_settings_say_all_that_a_repetition_needs(tiny, tiny_folder, tmp_path):
 def test_the_grid_has_a_row_for_each_class(tiny, tmp_path):
     job(tiny, tmp_path).run()
     sheet = read_image(tmp_path / "grid.png").pixels
-    scale = 96 // 16
-    assert sheet.shape == (3 * (16 * scale + 2) + 2, 2 * (16 * scale + 2) + 2, 3)
+    scale, step = 96 // 16, 96 + GAP
+    first = sheet.shape[1] - MARGIN - 2 * step + GAP  # the classes' names stand before the images
+    assert sheet.shape[0] == 3 * step - GAP + 2 * MARGIN
     for row, (left, right) in enumerate([(0, 1), (2, 3), (4, None)]):
         for column, index in enumerate((left, right)):
-            top, start = 2 + row * (16 * scale + 2), 2 + column * (16 * scale + 2)
+            top, start = MARGIN + row * step, first + column * step
             tile = sheet[top : top + 16 * scale : scale, start : start + 16 * scale : scale]
             if index is None:
                 assert bool((tile == 255).all()), "a class with an image fewer leaves white"

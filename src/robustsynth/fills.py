@@ -84,7 +84,7 @@ def _mean(image: Tensor, hole: Tensor) -> Tensor:
 
 def _edges(image: Tensor, hole: Tensor) -> Tensor:
     margin = max(16, math.ceil(_thickness(hole) / 2))
-    rows, columns = box_around(hole, margin=margin)
+    rows, columns = _box_around(hole, margin=margin)
     near, hole = image[:, rows, columns], hole[rows, columns]
     filled = image.clone()
     filled[:, rows, columns] = diffuse(near, hole, edge_tensors(near, hole))
@@ -220,7 +220,7 @@ def diffuse(values: Tensor, unknown: Tensor, tensors: Tensor | None = None) -> T
     """
     if not unknown.any():
         return values.clone()
-    rows, columns = box_around(unknown, margin=1)
+    rows, columns = _box_around(unknown, margin=1)
     inner = torch.where(unknown, 0.0, values)[:, rows, columns]
     if tensors is not None:
         tensors = tensors[:, rows.start : rows.stop - 1, columns.start : columns.stop - 1]
@@ -229,14 +229,8 @@ def diffuse(values: Tensor, unknown: Tensor, tensors: Tensor | None = None) -> T
     return result
 
 
-def box_around(chosen: Tensor, *, margin: int) -> tuple[slice, slice]:
-    """The rows and columns of the smallest box around the pixels that are true in `chosen` (H, W), and `margin` more
-    on each side as far as the image goes.
-
-    Example:
-        >>> box_around(torch.eye(4, dtype=torch.bool)[:, :2], margin=1)
-        (slice(0, 3, None), slice(0, 2, None))
-    """
+def _box_around(chosen: Tensor, *, margin: int) -> tuple[slice, slice]:
+    """The rows and columns of the smallest box around what is true in `chosen` (H, W), and `margin` more each side."""
     sides = []
     for axis in (1, 0):
         at = chosen.any(dim=axis).nonzero().flatten()

@@ -6,10 +6,8 @@ an image file, from an image's own transparency, from a rectangle, or at random.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from robustsynth.errors import UserError
-from robustsynth.files import sha256
 from robustsynth.images import LoadedImage, read_image
-from robustsynth.randomness import image_generators
 
 OPAQUE = 250
 """Alpha (of 255) from which a pixel is whole: below, more than 2 % of its colour is missing."""
@@ -223,72 +219,6 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
     return filled.to(images).reshape(-1, 1, height, width).expand(count, -1, -1, -1).contiguous()
 
 
-class MaskSource:
-    """Where the masks of a job's images come from.
-
-    Args:
-        mask: at most one file, or rectangle ``LEFT,TOP,WIDTH,HEIGHT``, for all images.
-        invert: take the other part.
-        patch: side of a random square.
-        seed: of random squares; each image has its own stream.
-        own_alpha: where nothing is given, what is transparent in an image is its mask.
-
-    Raises:
-        UserError: not exactly one source.
-    """
-
-    def __init__(
-        self, mask: Sequence[str], *, invert: bool, patch: int | None, seed: int, own_alpha: bool = False
-    ) -> None:
-        if len(mask) > 1 or (mask and patch is not None):
-            raise UserError("expected one --mask or --patch for each image, got several; merge the masks into one")
-        if not mask and patch is None and not own_alpha:
-            raise UserError("expected --mask (an image, or LEFT,TOP,WIDTH,HEIGHT) or --patch SIDE, got neither")
-        self.mask, self.invert, self.patch, self.seed = (mask[0] if mask else None), invert, patch, seed
-        self.rectangle = mask[0] if mask and re.fullmatch(r"[-\d.,\s]+", mask[0]) and "," in mask[0] else None
-        self._shared: dict[tuple[int, int], Tensor] = {}
-
-    def masks(self, files: Sequence[Path], images: Tensor) -> Tensor:
-        """(N, 1, H, W) for images (N, C, H, W), which were read from `files`."""
-        chosen = self._chosen(files, (images.shape[2], images.shape[3]))
-        return check_mask(1 - chosen if self.invert else chosen, images)
-
-    def _chosen(self, files: Sequence[Path], size: tuple[int, int]) -> Tensor:
-        if self.mask is not None:
-            if size not in self._shared:
-                rectangle = self.rectangle
-                self._shared[size] = (
-                    load_mask(self.mask, size) if rectangle is None else rectangle_mask(rectangle, size)
-                )
-            return self._shared[size]
-        if self.patch is not None:
-            # Keyed by the image's contents, not its place: the same image has the same hole in any company.
-            generators = image_generators(self.seed, [int(sha256(file)[:8], 16) for file in files])
-            return random_patch_masks(generators, size=size, side=self.patch, border=min(size) // 8)
-        return torch.stack([mask_from_alpha(file) for file in files])
-
-    def check(self, images: Sequence[tuple[Path, tuple[int, int]]]) -> None:
-        """Find out whether there is a mask for each image, given as its file and (H, W), before anything is made."""
-        seen: set[tuple[int, int]] = set()
-        for file, size in images:
-            if size not in seen or self.mask is None:
-                self.masks([file], torch.zeros(1, 1, *size))
-            seen.add(size)
-
-    def record(self) -> dict[str, Any]:
-        """What decides the masks, for ``settings.json``."""
-        if self.rectangle is not None:
-            return {"mask": self.rectangle, "invert": self.invert}
-        if self.mask is not None:
-            path = Path(self.mask)
-            if not path.is_file():
-                raise UserError(f"expected an image of the mask in {path}, found no such file")
-            return {"mask": {"file": path.name, "sha256": sha256(path)}, "invert": self.invert}
-        if self.patch is not None:
-            return {"patch": self.patch, "seed": self.seed, "invert": self.invert}
-        return {"mask": "transparent parts", "invert": self.invert}
-
-
 def _read(source: Path | str | Image.Image | LoadedImage) -> LoadedImage:
     return source if isinstance(source, LoadedImage) else read_image(source)
 
@@ -320,20 +250,10 @@ def _rectangle(given: str | Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
-    """Of two greys, such as black and white, the brighter is marked; among colours, all but the commonest.
+    """Which pixels of uint8 (H, W, 3) are marked, as bool (H, W): of two greys, such as black and white, the brighter;
+    among colours, all but the commonest; none where there is one colour only.
 
-    Args:
-        pixels: uint8 (H, W, 3).
-
-    Returns:
-        bool (H, W), nowhere true if there is one colour only; None for an image of many tones or colours, such as a
-        photograph, in which marks cannot be told from the rest.
-
-    Example:
-        >>> drawn = np.full((2, 2, 3), 255, dtype=np.uint8)
-        >>> drawn[0, 1] = 255, 0, 0
-        >>> _marked_pixels(drawn).tolist()
-        [[False, True], [False, False]]
+    None for an image of many tones or colours, such as a photograph, in which marks cannot be told from the rest.
     """
     # By colour rather than by pixel: drawings have few, and photographs fewer than pixels.
     red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))

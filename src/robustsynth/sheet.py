@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,8 +19,6 @@ from robustsynth.animations import ENDINGS, save_animation
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
 from robustsynth.images import as_images, save_png, to_pil, to_uint8
-
-T = TypeVar("T")
 
 MOST_ROWS, MOST_BANDS, MOST_IMAGES = 64, 12, 200
 """Rows of a sheet, times that they may be repeated for further columns, and images of a sheet of classes; nobody looks
@@ -150,7 +148,7 @@ def class_sheet(names: Sequence[str], image: Callable[[int], np.ndarray | None],
     return sheet([[image(i) for i in line] for line in lines], **options)
 
 
-def in_rows(images: Sequence[T], columns: int) -> list[Sequence[T]]:
+def in_rows(images: Any, columns: int) -> list[Any]:
     """Images, or their captions, in rows of `columns`."""
     return [images[start : start + columns] for start in range(0, len(images), columns)]
 
