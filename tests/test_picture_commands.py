@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from robustsynth.tasks.step_settings import PICTURE_TASKS
 
 from robustsynth.cli import main
 from robustsynth.cli.options import attribute_help
 from robustsynth.images import read_image
-from robustsynth.tasks.step_settings import PICTURE_TASKS
 
 FIXED = ["--precision", "float32", "--device", "cpu"]
 NEEDS = {

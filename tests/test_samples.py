@@ -12,6 +12,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from robustsynth.tasks.job import GenerateJob, spread_labels
+from robustsynth.tasks.samples import NpzSamples, PngSamples
 
 from robustsynth.errors import UserError
 from robustsynth.images import read_image, to_uint8
@@ -19,8 +21,6 @@ from robustsynth.models.files import load_model
 from robustsynth.sheet import GAP, MARGIN
 from robustsynth.tasks import samples as samples_module
 from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.job import GenerateJob, spread_labels
-from robustsynth.tasks.samples import NpzSamples, PngSamples
 
 SHAPE = (4, 4, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, *SHAPE), dtype=np.uint8)
