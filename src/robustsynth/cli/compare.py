@@ -111,7 +111,8 @@ def _classes(text: str, models: Sequence[Classifier]) -> list[str] | None:
     if text.strip().lower() == "all":
         return None
     known = models[0].classes
-    return [known[i] for i in parse_classes(text, known, lambda name: known.index(*shared_classes(models, [name])))]
+    places = parse_classes(text, known, lambda name: known.index(shared_classes(models, [name])[0]))
+    return [known[place] for place in places]
 
 
 def _names(models: Sequence[str]) -> list[str]:
