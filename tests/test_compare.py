@@ -23,10 +23,11 @@ from robustsynth.cli import compare as cli_compare
 from robustsynth.cli import main
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
-from robustsynth.images import load_picture, to_uint8
+from robustsynth.images import png_text, read_image, to_uint8
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model, save_model
+from robustsynth.sheet import GAP, MARGIN, MOST_BANDS, PAGE, sheet
 from robustsynth.tasks.compare import (
     ComparisonInterrupted,
     ComparisonSteps,
@@ -36,7 +37,7 @@ from robustsynth.tasks.compare import (
     plan_comparison,
     shared_classes,
 )
-from robustsynth.tasks.compare_figure import BELOW_STARTS, MARGIN, MOST_BANDS, Row, comparison_figure
+from robustsynth.tasks.generate import GENERATE
 
 FIXED = {"precision": "float32", "batch_size": 2}
 
@@ -185,7 +186,7 @@ def test_own_settings_are_those_of_each_card(load):
     common = plan_comparison([tiny, standard], **FIXED)
     own = plan_comparison([tiny, standard], own_settings=True, **FIXED)
     assert [s.eps for s in common.settings] == [2.0, 2.0]
-    assert [s.eps for s in own.settings] == [2.0, rs.resolve_generate(standard).eps]
+    assert [s.eps for s in own.settings] == [2.0, GENERATE.resolve(standard).eps]
     given = plan_comparison([tiny, standard], own_settings=True, given={"eps": 7.0}, **FIXED)
     assert [s.eps for s in given.settings] == [7.0, 7.0]
     assert {s.eps for s in plan_comparison([tiny, standard], preset="paper", **FIXED).settings} == {30.0}
@@ -380,9 +381,8 @@ def test_the_command_writes_a_figure_a_table_and_its_settings(folders, tmp_path)
         "class seeds of robust",
     ):
         assert said in table
-    assert load_picture(tmp_path / "out" / "figure.png").shape[1] > 6 * 96
-    with Image.open(tmp_path / "out" / "figure.png") as figure:
-        told = json.loads(figure.text["robustsynth"])
+    assert read_image(tmp_path / "out" / "figure.png").pixels.shape[1] > 6 * 96
+    told = json.loads(png_text(tmp_path / "out" / "figure.png")["robustsynth"])
     assert [told[name] for name in ("settings", "seed", "models", "classes")] == [
         record[name] for name in ("settings", "seed", "models", "classes")
     ]
@@ -422,7 +422,7 @@ def test_a_folder_of_version_0_1_0_is_drawn_again(folders, tmp_path):
     (out / "figure.png").write_bytes(b"")
     assert small(*pair, out=out).exit_code == 0
     assert "tiny" in (out / "table.md").read_text()
-    assert load_picture(out / "figure.png").size
+    assert read_image(out / "figure.png").pixels.size
 
 
 @pytest.mark.parametrize("name", ["figure.png", "table.md"])
@@ -550,9 +550,9 @@ def flat(value: int, side: int = 32, channels: int = 3) -> np.ndarray:
     return np.full((side, side, channels), value, np.uint8)
 
 
-def holds(sheet: np.ndarray, picture: np.ndarray, cell: int) -> int:
+def holds(drawn: np.ndarray, image: np.ndarray, cell: int) -> int:
     """How many cells of one colour a sheet has."""
-    return int((sheet == picture[0, 0, 0]).all(2).sum()) // cell**2
+    return int((drawn == image[0, 0, 0]).all(2).sum()) // cell**2
 
 
 @pytest.mark.parametrize(
@@ -561,79 +561,86 @@ def holds(sheet: np.ndarray, picture: np.ndarray, cell: int) -> int:
 )
 def test_bands_fit_a_page(classes, each, side, bands):
     names = [f"class {i}" for i in range(classes) for _ in range(each)]
-    rows = [Row("start", (), [flat(37, side)] * len(names)), Row("model", ("robust",), [flat(91, side)] * len(names))]
-    sheet = comparison_figure(rows, names, "A note.")
+    rows = [[flat(37, side)] * len(names), [flat(91, side)] * len(names)]
+    drawn = sheet(rows, titles=names, labels=["start", ("model", "robust")], note="A note.", width=PAGE)
     cell = 96 if side == 32 else min(side, 224)
-    assert sheet.shape[1] <= 1500
+    assert drawn.shape[1] <= 1500
     assert bands <= MOST_BANDS
-    assert bands * (2 * cell + BELOW_STARTS) < sheet.shape[0] < bands * (2 * cell + 60) + 3 * MARGIN + 20
-    shown = holds(sheet, flat(37), cell)
-    assert shown == holds(sheet, flat(91), cell)
+    assert bands * (2 * cell + GAP) < drawn.shape[0] < bands * (2 * cell + 60) + 3 * MARGIN + 20
+    shown = holds(drawn, flat(37), cell)
+    assert shown == holds(drawn, flat(91), cell)
     assert (shown == len(names)) == (len(names) <= 20)
 
 
 def test_what_is_left_out_of_a_figure_is_said():
-    few = comparison_figure([Row("start", (), [flat(9)] * 12)], ["cat"] * 12, "Note.")
-    many = comparison_figure([Row("start", (), [flat(9)] * 40)], ["cat"] * 40, "Note.")
+    few, many = (sheet([[flat(9)] * n], titles=["cat"] * n, note="Note.", width=PAGE) for n in (12, 40))
     assert few.shape == many.shape
     assert not np.array_equal(few[-30:], many[-30:])
 
 
-def test_pictures_of_other_sizes_share_a_cell_and_missing_ones_leave_it_empty():
-    rows = [Row("start", (), [flat(50, 28), flat(50, 28)]), Row("large", (), [flat(70, 128, 1), None])]
-    sheet = comparison_figure(rows, ["0", "1"])
+def test_images_of_other_sizes_share_a_cell_and_missing_ones_leave_it_empty():
+    drawn = sheet([[flat(50, 28), flat(50, 28)], [flat(70, 128, 1), None]], titles=["0", "1"], width=PAGE)
     # Letters have a pixel or two of any grey.
-    assert 2 * 112**2 <= (sheet == 50).all(2).sum() < 2 * 112**2 + 99
-    assert 128**2 <= (sheet == 70).all(2).sum() < 128**2 + 99
-    assert (sheet == 245).all(2).sum() >= 128**2
+    assert 2 * 112**2 <= (drawn == 50).all(2).sum() < 2 * 112**2 + 99
+    assert 128**2 <= (drawn == 70).all(2).sum() < 128**2 + 99
+    assert (drawn == 245).all(2).sum() >= 128**2
 
 
 def test_long_names_are_wrapped_not_cut():
     names = ["a-very-long-class-name-of-some-collection, also known otherwise"]
-    row = Row("someone-or-other/resnet18-robust-at-eps-3-second-attempt", ("robust",) * 20, [flat(50)])
-    sheet = comparison_figure([row], names)
-    assert sheet.shape[0] > 96 + 5 * 16
-    assert sheet.shape[1] < 96 + 190 + 60
-    margins = np.concatenate([sheet[:, :MARGIN].ravel(), sheet[:, -MARGIN:].ravel()])
+    label = ("someone-or-other/resnet18-robust-at-eps-3-second-attempt", *("robust",) * 20)
+    drawn = sheet([[flat(50)]], titles=names, labels=[label], width=PAGE)
+    assert drawn.shape[0] > 96 + 5 * 16
+    assert drawn.shape[1] < 96 + 190 + 60
+    margins = np.concatenate([drawn[:, :MARGIN].ravel(), drawn[:, -MARGIN:].ravel()])
     assert (margins == 255).all()
 
 
-def test_the_figure_shows_each_models_pictures_below_the_starts(load):
+def test_the_figure_shows_each_models_images_below_the_starts(load):
     result = rs.compare(load("tiny", "standard"), ["cat"], num_per_class=1, **FIXED)
-    sheet = draw_figure(result)
+    drawn = draw_figure(result)
+    tops = []
     for images in (result.seeds, *result.images):
-        picture = to_uint8(images)[0].repeat(6, 0).repeat(6, 1)
-        column = sheet[:, -MARGIN - 96 : -MARGIN]
-        tops = [y for y in range(len(column) - 96) if np.array_equal(column[y : y + 96], picture)]
-        assert len(tops) == 1
+        image = to_uint8(images)[0].repeat(6, 0).repeat(6, 1)
+        column = drawn[:, -MARGIN - 96 : -MARGIN]
+        tops += [y for y in range(len(column) - 96) if np.array_equal(column[y : y + 96], image)]
+    assert len(tops) == 3
+    assert tops == sorted(tops)
 
 
 # ---- the demo ------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_draws_with_a_robust_and_a_standard_classifier(folders, tmp_path, monkeypatch):
+def enlarged(images) -> np.ndarray:
+    """Images (N, 3, 16, 16) as large as they are shown, side by side."""
+    return np.concatenate(list(to_uint8(images).repeat(6, 1).repeat(6, 2)), 1)
+
+
+def test_the_demo_draws_with_a_robust_and_a_standard_classifier(folders, load, tmp_path, monkeypatch):
     from robustsynth.models import files
 
-    known = {"cifar10": "tiny", "cifar10-standard": "standard"}
-    load = files.load_model
-    monkeypatch.setattr(files, "load_model", lambda name, device=None: load(folders[known[name]], device="cpu"))
+    models = dict(zip(("cifar10", "cifar10-standard"), load("tiny", "standard"), strict=True))
+    monkeypatch.setattr(files, "load_model", lambda name, device=None: models[name])
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path), "--seed", "1"])
     assert result.exit_code == 0, result.output
-    assert f"rows: {', '.join(TINY_CLASSES)}" in result.output
-    images = {name: load_picture(tmp_path / f"{name}.png") for name in ("seeds", "generated", "standard")}
-    assert len({image.tobytes() for image in images.values()}) == 3
-    assert {image.shape for image in images.values()} == {(3 * 98 + 2, 8 * 98 + 2, 3)}
+    assert "3 images forming, step by step" in result.output
+    expected = rs.compare(list(models.values()), num_per_class=8, seed=1)
+    cells = [MARGIN + 100 * place for place in range(8)]
+    drawn = dict(zip(("seeds", "generated", "standard"), (expected.seeds, *expected.images), strict=True))
+    for name, images in drawn.items():
+        pixels = read_image(tmp_path / f"{name}.png").pixels
+        for row in range(3):
+            found = pixels[cells[row] : cells[row] + 96]
+            wanted = enlarged(images[8 * row : 8 * row + 8])
+            left = found.shape[1] - MARGIN - 8 * 96 - 7 * GAP
+            shown = [found[:, left + 100 * place :][:, :96] for place in range(8)]
+            assert np.array_equal(np.concatenate(shown, 1), wanted)
     with Image.open(tmp_path / "forming.gif") as forming:
-        frames = []
-        for step in range(forming.n_frames):
+        assert forming.n_frames == 5
+        for step, name in ((0, "seeds"), (4, "generated")):
             forming.seek(step)
-            frames.append(np.asarray(forming.convert("RGB"))[:, : 3 * 98].astype(int))
-    assert len(frames) == 5
-    # The first image of each class, side by side; a GIF has few colours.
-    first = {
-        name: np.concatenate([image[2 + 98 * i : 98 * (i + 1), 2:98] for i in range(3)], 1).astype(int)
-        for name, image in images.items()
-    }
-    for frame, name in ((frames[0], "seeds"), (frames[-1], "generated")):
-        shown = np.concatenate([frame[2:98, 2 + 98 * i : 98 * (i + 1)] for i in range(3)], 1)
-        assert min(first, key=lambda other: abs(first[other] - shown).mean()) == name
+            frame = np.asarray(forming.convert("RGB")).astype(int)
+            shown = np.concatenate([frame[MARGIN : MARGIN + 96, left : left + 96] for left in cells[:3]], 1)
+            # A GIF has few colours: it is nearest to what it should be.
+            distances = {other: abs(enlarged(images[::8]) - shown).mean() for other, images in drawn.items()}
+            assert min(distances, key=distances.__getitem__) == name

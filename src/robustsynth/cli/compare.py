@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import interactive, say
+from robustsynth.cli import say
 from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.stopping import STOPPED, stoppable
+from robustsynth.cli.progress import STOPPED, stoppable, with_bar
 from robustsynth.errors import UserError
-from robustsynth.files import only_writer
-from robustsynth.tasks.settings import GenerateSettings
+from robustsynth.tasks.generate import GenerateSettings
 
 if TYPE_CHECKING:
     from robustsynth.models.classifier import Classifier
@@ -32,16 +31,15 @@ if TYPE_CHECKING:
 )
 @click.option("--num-per-class", type=int, default=2, show_default=True, help="Start images of each class.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same start images.")
-@click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's own).")
 @click.option(
     "--own-settings", is_flag=True, help="Each model by its own card's settings, in place of the same for all."
 )
-@settings_options(GenerateSettings)
+@settings_options(GenerateSettings, "generate")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=None, help="Measured, for three turns or more, if not given."
 )
-@click.option("--device", default=None, help="cpu or cuda.")
+@click.option("--device", default=None, help="Any that torch names, such as cpu or cuda; tested on cpu.")
 @click.option("--overwrite", is_flag=True, help="Replace what another comparison wrote to the folder.")
 def command(models: tuple[str, ...], out: str, classes: str, device: str | None, overwrite: bool, **asked: Any) -> None:
     """Draw the same class seeds with several MODELS, as one figure beside a table of accuracy, size and time.
@@ -53,14 +51,16 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
     robustsynth compare cifar10 cifar10-standard --out contrast
     """
     from robustsynth.cli.describe import describe_model
+    from robustsynth.files import only_writer
     from robustsynth.models.files import load_model
+    from robustsynth.run_folder import RunFolder
     from robustsynth.tasks.compare import comparison_folder, plan_comparison, write_comparison
 
     loaded = [load_model(name, device=device) for name in models]
     given = {each.name: asked.pop(each.name) for each in dataclasses.fields(GenerateSettings)}
     plan = plan_comparison(loaded, _classes(classes, loaded), names=_names(models), given=given, **asked)
     # The only writer looks at the folder: another command may have written there a moment ago.
-    with only_writer(Path(out).expanduser()):
+    with only_writer(RunFolder.path_of(out)):
         folder = comparison_folder(out, plan, overwrite=overwrite)
         for model in loaded:
             say(describe_model(model))
@@ -85,22 +85,13 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
 
 def _draw(plan: ComparisonPlan) -> Comparison:
     """The comparison; when the user asks to stop, what is drawn until then."""
-    from tqdm import tqdm
-
     from robustsynth.tasks.compare import ComparisonSteps
 
     drawing = ComparisonSteps(plan)
     total = len(plan.classes) * sum(each.steps for each in plan.settings)
-    stopping: list[int] = []
-    with (
-        stoppable(stopping),
-        tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar,
-    ):
-        for _, progress in drawing:
-            if progress.step:
-                bar.update(len(progress.indices))
-            if stopping:
-                break
+    with stoppable() as asked:
+        for _ in with_bar((progress for _, progress in drawing), total=total, name="drawing", asked=asked):
+            pass
     return drawing.result()
 
 

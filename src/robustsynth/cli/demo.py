@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,11 @@ def command(out: str, seed: int, device: str | None) -> None:
     import torch
     from tqdm import tqdm
 
+    from robustsynth.animations import save_animation
     from robustsynth.cli.describe import describe_model
-    from robustsynth.images import display_scale, grid, save_gif, save_png, to_uint8
+    from robustsynth.images import save_png, to_uint8
     from robustsynth.models.files import load_model
+    from robustsynth.sheet import class_sheet
     from robustsynth.tasks.compare import ComparisonSteps, plan_comparison
 
     folder = Path(out)
@@ -51,17 +54,17 @@ def command(out: str, seed: int, device: str | None) -> None:
                     forming[index].append(image)
     result = drawing.result()
 
-    def sheet(images: Tensor, columns: int) -> np.ndarray:
-        return grid(to_uint8(images), columns=columns, enlarge=display_scale(images.shape[-1]))
+    def by_class(names: Sequence[str], images: Tensor) -> np.ndarray:
+        return class_sheet(names, to_uint8(images).__getitem__)
 
     for name, images, what in (
         ("seeds.png", result.seeds, "where every image starts: draws of class normals"),
         ("generated.png", result.images[0], "what the robust classifier draws"),
         ("standard.png", result.images[1], "the same with its standard counterpart"),
     ):
-        save_png(folder / name, sheet(images, EACH))
+        save_png(folder / name, by_class(plan.classes, images))
         click.echo(f"{folder / name}  {what}")
-    save_gif(folder / "forming.gif", [sheet(torch.stack(each), 5) for each in zip(*forming.values(), strict=True)])
+    frames = [by_class(robust.classes, torch.stack(each)) for each in zip(*forming.values(), strict=True)]
+    save_animation(folder / "forming.gif", frames)
     click.echo(f"{folder / 'forming.gif'}  {len(forming)} images forming, step by step")
-    click.echo(f"rows: {', '.join(robust.classes)}")
     click.echo(f"took {time.monotonic() - started:.0f} s")

@@ -17,25 +17,20 @@ import torch
 from torch import Tensor
 
 from robustsynth import randomness
-from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.images import save_png, to_uint8
-from robustsynth.loop import Problem
-from robustsynth.mixtures import MIXTURES_FILE
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
 from robustsynth.models.measured import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
 from robustsynth.resampling import resample
 from robustsynth.run_folder import FIGURE_FILE, RunFolder, model_identity
-from robustsynth.seeds import SEED_KINDS
-from robustsynth.solver import Progress, Results, Stated, solve
-from robustsynth.tasks.compare_figure import Row, comparison_figure
-from robustsynth.tasks.generate import resolve_generate
-from robustsynth.tasks.scales import CoarseToFine, check_scales
-from robustsynth.tasks.settings import GenerateSettings
-from robustsynth.tasks.starts import has_seeds, start_identity, start_source
-from robustsynth.tasks.targets import objective_source
+from robustsynth.seeds import MIXTURES_FILE, SEED_KINDS, has_seeds
+from robustsynth.sheet import PAGE, sheet
+from robustsynth.solver import Progress, Results
+from robustsynth.tasks.functions import generate_steps
+from robustsynth.tasks.generate import GENERATE, GenerateSettings
+from robustsynth.tasks.targets import check_scales, draw_starts, start_identity
 
 TABLE_FILE = "table.md"
 
@@ -215,16 +210,13 @@ class ComparisonSteps:
         self._seconds: list[list[float]] = [[] for _ in plan.models]
 
     def __iter__(self) -> Iterator[tuple[int, Progress]]:
-        plan = self.plan
         left: deque[tuple[int, Iterator[Progress]]] = deque()
-        for place, model in enumerate(plan.models):
-            labels, starts = labels_of(model, plan.classes), plan.starts(place)
-            settings, execution = plan.settings[place], plan.executions[place]
+        for place, settings in enumerate(self.plan.settings):
             # For what happens only in a model's first step.
             short = dataclasses.replace(settings, steps=min(settings.steps, 1), scales=1)
-            for _ in _progress_of(model, labels[:1], short, starts[:1], execution):
+            for _ in self._generation(place, short, 1):
                 pass
-            left.append((place, _progress_of(model, labels, settings, starts, execution)))
+            left.append((place, self._generation(place, settings, len(self.plan.classes))))
         while left:
             place, progresses = left.popleft()
             resumed = time.perf_counter()
@@ -257,31 +249,16 @@ class ComparisonSteps:
         failures = tuple(results.failures for results in self._results)
         return Comparison(plan, tuple(images), drawn, tuple(seconds), failures)
 
-
-def _progress_of(
-    model: Classifier, labels: Tensor, settings: GenerateSettings, start: Tensor, execution: Execution
-) -> Iterator[Progress]:
-    """Generation of images of classes (N,) from start images (N, C, H, W)."""
-    size = execution.batch_size
-    frozen = model.synthesizer(precision=execution.precision, batch_size=size)
-    objective = objective_source(frozen, (), shift=settings.shift, mirror=settings.mirror)
-
-    def state(chosen: Sequence[int], run: int, before: Tensor | None) -> Stated:
-        places = list(chosen)
-        constraint = ball(settings.norm, settings.eps)
-        if settings.scales > 1:
-            constraint = CoarseToFine(constraint, scales=settings.scales, steps=settings.steps)
-        targets = objective(labels[places].to(model.device))
-        return Stated(Problem(start[places].to(model.device), targets, constraint), labels=labels[places])
-
-    return solve(
-        (range(first, min(first + size, len(labels))) for first in range(0, len(labels), size)),
-        state,
-        batch_size=size,
-        step_size=settings.step_length,
-        steps=settings.steps,
-        use_best=settings.use_best,
-    )
+    def _generation(self, place: int, settings: GenerateSettings, count: int) -> Iterator[Progress]:
+        plan, model, execution = self.plan, self.plan.models[place], self.plan.executions[place]
+        return generate_steps(
+            model,
+            labels_of(model, plan.classes[:count]),
+            start=plan.starts(place)[:count],
+            precision=execution.precision,
+            batch_size=execution.batch_size,
+            **dataclasses.asdict(settings),
+        )
 
 
 # What is asked for
@@ -319,17 +296,16 @@ def plan_comparison(
     given = dict(given or {})
     seeds_of = _with_seeds(models, given.get("seeds_from"))
     reference = models[seeds_of]
-    common = resolve_generate(reference, preset=preset, given=given)
+    common = GENERATE.resolve(reference, preset=preset, given=given)
     if own_settings:
         starts = {"seeds_from": common.seeds_from, "seed_upsampling": common.seed_upsampling}
-        own = (resolve_generate(model, preset=preset, given=given) for model in models)
+        own = (GENERATE.resolve(model, preset=preset, given=given) for model in models)
         settings = tuple(dataclasses.replace(each, **starts) for each in own)
     else:
         settings = tuple(_scaled(common, reference, model) for model in models)
     indices = range(len(of_images))
     labels = labels_of(reference, of_images)
-    draw = start_source(reference, common, None)
-    seeds = draw(indices, torch.arange(len(labels)), labels, randomness.image_generators(seed, indices))
+    seeds = draw_starts(reference, common, indices, labels, randomness.image_generators(seed, indices))
     executions: list[Execution] = []
     for model, each in zip(models, settings, strict=True):
         check_scales(each.scales, model.image_size or seeds.shape[-1])
@@ -474,11 +450,13 @@ def write_comparison(folder: RunFolder, result: Comparison) -> str:
 def draw_figure(result: Comparison) -> np.ndarray:
     """The start images and what each model made of them, as uint8 (H, W, 3)."""
     plan = result.plan
-    rows = [Row("start", (_starts(plan),), list(to_uint8(plan.seeds)))]
-    for place, name in enumerate(plan.names):
-        images = zip(to_uint8(result.images[place]), result.drawn[place].tolist(), strict=True)
-        rows.append(Row(name, _about(plan.models[place]), [image if there else None for image, there in images]))
-    return comparison_figure(rows, plan.classes, f"{_how(plan)}; seed {plan.seed}.")
+    rows: list[list[np.ndarray | None]] = [list(to_uint8(plan.seeds))]
+    labels: list[tuple[str, ...]] = [("start", _starts(plan))]
+    for model, name, images, drawn in zip(plan.models, plan.names, result.images, result.drawn, strict=True):
+        rows.append([image if there else None for image, there in zip(to_uint8(images), drawn.tolist(), strict=True)])
+        labels.append((name, *_about(model)))
+    note = f"{_how(plan)}; seed {plan.seed}."
+    return sheet(rows, titles=plan.classes, labels=labels, note=note, classes=plan.models[0].classes, width=PAGE)
 
 
 def comparison_table(result: Comparison) -> str:
