@@ -19,7 +19,7 @@ from torch import nn
 
 import robustsynth as rs
 from conftest import TINY_CLASSES, make_model_folder
-from robustsynth.cli import compare as cli_compare
+from robustsynth import files
 from robustsynth.cli import main
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
@@ -437,7 +437,7 @@ def test_files_of_unknown_origin_are_kept_unless_asked(folders, tmp_path, name):
 
 
 def test_two_at_once_are_refused(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_compare, "only_writer", partial(only_writer, patience=0))
+    monkeypatch.setattr(files, "only_writer", partial(only_writer, patience=0))
     with only_writer(tmp_path / "out"):
         result = small(folders["tiny"], out=tmp_path / "out")
     assert result.exit_code == 2
@@ -481,10 +481,8 @@ def test_starts_from_a_folder_are_named_without_its_path(folders, tmp_path):
 
 
 def test_a_nan_is_an_error_after_the_rest_is_written(folders, tmp_path, monkeypatch):
-    from robustsynth.models import files
-
     broken = Classifier.wrap(Explodes(), classes=TINY_CLASSES, mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
-    monkeypatch.setattr(files, "load_model", lambda name, device=None: broken)
+    monkeypatch.setattr("robustsynth.models.files.load_model", lambda name, device=None: broken)
     result = small("broken", out=tmp_path / "out")
     assert result.exit_code == 2
     assert "got NaN or infinity for 3 of broken; the other images are in" in result.output
@@ -617,10 +615,8 @@ def enlarged(images) -> np.ndarray:
 
 
 def test_the_demo_draws_with_a_robust_and_a_standard_classifier(folders, load, tmp_path, monkeypatch):
-    from robustsynth.models import files
-
     models = dict(zip(("cifar10", "cifar10-standard"), load("tiny", "standard"), strict=True))
-    monkeypatch.setattr(files, "load_model", lambda name, device=None: models[name])
+    monkeypatch.setattr("robustsynth.models.files.load_model", lambda name, device=None: models[name])
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path), "--seed", "1"])
     assert result.exit_code == 0, result.output
     assert "3 images forming, step by step" in result.output
