@@ -17,7 +17,6 @@ from robustsynth.tasks.generate import GenerateSettings
 
 if TYPE_CHECKING:
     from robustsynth.models.classifier import Classifier
-    from robustsynth.tasks.compare import Comparison, ComparisonPlan
 
 
 @click.command("compare")
@@ -54,7 +53,7 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
     from robustsynth.files import only_writer
     from robustsynth.models.files import load_model
     from robustsynth.run_folder import RunFolder
-    from robustsynth.tasks.compare import comparison_folder, plan_comparison, write_comparison
+    from robustsynth.tasks.compare import ComparisonSteps, comparison_folder, plan_comparison, write_comparison
 
     loaded = [load_model(name, device=device) for name in models]
     given = {each.name: asked.pop(each.name) for each in dataclasses.fields(GenerateSettings)}
@@ -66,7 +65,13 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
             say(describe_model(model))
         common = "" if plan.own_settings else "and settings "
         say(f"start images {common}of {plan.names[plan.seeds_of]}, seed {plan.seed}")
-        result = _draw(plan)
+        drawing = ComparisonSteps(plan)
+        total = len(plan.classes) * sum(each.steps for each in plan.settings)
+        with stoppable() as asked_to_stop:
+            progresses = (progress for _, progress in drawing)
+            for _ in with_bar(progresses, total=total, name="drawing", asked=asked_to_stop):
+                pass
+        result = drawing.result()
         if not bool(result.drawn.any()) and not result.complete:
             say("stopped before the first images were done; nothing was written")
             raise SystemExit(STOPPED)
@@ -83,18 +88,6 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
     say(f"wrote figure.png, table.md and settings.json to {folder.out}")
 
 
-def _draw(plan: ComparisonPlan) -> Comparison:
-    """The comparison; when the user asks to stop, what is drawn until then."""
-    from robustsynth.tasks.compare import ComparisonSteps
-
-    drawing = ComparisonSteps(plan)
-    total = len(plan.classes) * sum(each.steps for each in plan.settings)
-    with stoppable() as asked:
-        for _ in with_bar((progress for _, progress in drawing), total=total, name="drawing", asked=asked):
-            pass
-    return drawing.result()
-
-
 def _classes(text: str, models: Sequence[Classifier]) -> list[str] | None:
     """The classes asked for, by names that all models have; None for all of them."""
     from robustsynth.tasks.compare import shared_classes
@@ -108,14 +101,12 @@ def _classes(text: str, models: Sequence[Classifier]) -> list[str] | None:
 
 def _names(models: Sequence[str]) -> list[str]:
     """What to call the models: as they were asked for, a path by its last part where that tells them apart."""
-    paths = ["/" in name and not name.startswith("hf://") for name in models]
-    short = [_folder_name(n) if path else n.removeprefix("hf://") for n, path in zip(models, paths, strict=True)]
-    pairs = zip(short, models, strict=True)
-    return [long if short.count(name) > 1 and models.count(long) == 1 else name for name, long in pairs]
-
-
-def _folder_name(path: str) -> str:
     from robustsynth.models.files import WEIGHTS_FILE
 
-    resolved = Path(path).expanduser().resolve()
-    return (resolved.parent if resolved.name == WEIGHTS_FILE else resolved).name
+    short: list[str] = []
+    for name in models:
+        path = Path(name).expanduser().resolve()
+        folder = path.parent if path.name == WEIGHTS_FILE else path
+        short.append(folder.name if "/" in name and not name.startswith("hf://") else name.removeprefix("hf://"))
+    pairs = zip(short, models, strict=True)
+    return [long if short.count(name) > 1 and models.count(long) == 1 else name for name, long in pairs]
