@@ -19,10 +19,13 @@ FILES = {
 
 LAYERS = [
     {"errors", "files", "presets", "rendezvous"},
-    {"randomness", "resampling", "images", "animations", "sheet", "masks", "fills", "constraints", "loop"}
-    | {"processes", "memory"},
+    {"processes", "memory", "randomness", "resampling"},
+    {"constraints", "loop"},
+    {"images", "animations"},
+    {"sheet", "masks", "fills"},
     {"models", "data"},
-    {"objectives", "seeds", "mixtures", "solver", "run_folder"},
+    {"objectives", "seeds", "views"},
+    {"run_folder", "solver"},
     {"tasks", "training", "evaluation"},
     {"cli"},
     {"__main__"},
