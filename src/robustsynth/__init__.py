@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
     from robustsynth.tasks.compare import Comparison, compare
+    from robustsynth.tasks.features import FeatureAtlas, feature_steps, features
     from robustsynth.tasks.generate import generate, resolve_generate
     from robustsynth.tasks.inpaint import inpaint
     from robustsynth.tasks.paint import paint
@@ -59,6 +60,7 @@ _HOMES = {
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
     "tasks.compare": ["Comparison", "compare"],
+    "tasks.features": ["FeatureAtlas", "feature_steps", "features"],
     "tasks.generate": ["generate", "resolve_generate"],
     "tasks.inpaint": ["inpaint"],
     "tasks.paint": ["paint"],
@@ -77,12 +79,12 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "GenerateSettings",
+    "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "FeatureAtlas", "GenerateSettings",
     "InpaintSettings", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError", "Objective", "PaintSettings", "Problem",
     "RefineSettings", "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
-    "UpscaleSettings", "UserError", "__version__", "compare", "evaluate_accuracy", "fit_class_seeds", "generate",
-    "inpaint", "load_data", "load_model", "model_names", "paint", "pgd", "pgd_steps", "predict", "refine",
-    "resolve_generate", "sample_seeds", "save_model", "sketch", "translate", "upscale",
+    "UpscaleSettings", "UserError", "__version__", "compare", "evaluate_accuracy", "feature_steps", "features",
+    "fit_class_seeds", "generate", "inpaint", "load_data", "load_model", "model_names", "paint", "pgd", "pgd_steps",
+    "predict", "refine", "resolve_generate", "sample_seeds", "save_model", "sketch", "translate", "upscale",
 ]  # fmt: skip
 
 
