@@ -16,6 +16,7 @@ from torch import Tensor
 from robustsynth.errors import UserError
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.representation import feature_network
+from robustsynth.resampling import resample
 
 Network = Callable[[Tensor], Tensor]
 
@@ -205,7 +206,7 @@ class Untargeted(Objective):
         return -F.cross_entropy(self.network(images), self.labels.to(images.device), reduction="none")
 
 
-class FeatureActivation(Objective):
+class Activation(Objective):
     """−R(x)_f, minus the activation of a unit f of the representation (Santurkar et al. 2019, Equation 5).
 
     Args:
@@ -217,7 +218,7 @@ class FeatureActivation(Objective):
 
     Example:
         >>> flat = lambda x: x.flatten(1)
-        >>> FeatureActivation(flat, [1, 0])(torch.tensor([[[[0.0, 0.5]]], [[[0.25, 0.0]]]])).tolist()
+        >>> Activation(flat, [1, 0])(torch.tensor([[[[0.0, 0.5]]], [[[0.25, 0.0]]]])).tolist()
         [-0.5, -0.25]
     """
 
@@ -253,6 +254,26 @@ class Roughness(Objective):
     def __call__(self, images: Tensor) -> Tensor:
         across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
         return across.flatten(1).mean(1) + down.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class AveragedDistance(Objective):
+    """mean((↓x − x_low)²), ↓ being area averaging: the natural form of hse2025's consistency loss, which it does not
+    define.
+
+    Args:
+        low: (N, C, h, w).
+
+    Example:
+        >>> AveragedDistance(torch.zeros(1, 1, 1, 1))(torch.tensor([[[[0.0, 1.0]]]])).tolist()
+        [0.25]
+    """
+
+    low: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        averaged = resample(images, (self.low.shape[2], self.low.shape[3]), "area")
+        return (averaged - self.low).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)

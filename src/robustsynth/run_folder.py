@@ -21,7 +21,7 @@ import torch
 
 import robustsynth
 from robustsynth.errors import UserError
-from robustsynth.files import only_writer, sha256, write_json, written_beside
+from robustsynth.files import sha256, write_json, written_beside
 from robustsynth.images import save_png
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import WEIGHTS_FILE
@@ -49,6 +49,8 @@ class RunFolder:
     Attributes:
         record: what ``settings.json`` says, to be completed and saved.
         earlier: the ``settings.json`` that is continued; empty where the folder is new or replaced.
+        begun: whether this run has written to the folder.
+        replaces: whether it replaces the results of another run.
 
     Raises:
         UserError: the folder cannot be written to, or holds something else.
@@ -65,9 +67,10 @@ class RunFolder:
         defaults: Mapping[str, Any] = NOTHING,
         ignored: Sequence[str] = (),
     ) -> None:
-        self.out, self.asked = Path(out).expanduser(), dict(asked)
+        self.out, self.asked = self.path_of(out), dict(asked)
         there = read_settings(self.out)
-        self._replaced: list[str] = []
+        self._files, self._there = files, there
+        self.begun = self.replaces = False
         self.earlier: dict[str, Any] = {}
         if there is None:
             found = [name for name in (*new_files, FIGURE_FILE) if (self.out / name).exists()]
@@ -76,6 +79,7 @@ class RunFolder:
                     f"expected a new folder, but {self.out} holds {found[0]} without {SETTINGS_FILE}; "
                     "choose another --out, or replace it with --overwrite"
                 )
+            self.replaces = bool(found)
         else:
             task = asked["task"]
             if there.get("task") != task:
@@ -91,10 +95,16 @@ class RunFolder:
                     f"({', '.join(differing)}); choose another --out, or replace them with --overwrite"
                 )
             if overwrite:
-                self._replaced = list(files(there))
+                self.replaces = True
             else:
                 self.earlier = there
         self.record: dict[str, Any] = {**self.earlier, **self.asked}
+        self.record.pop("unfinished", None)
+
+    @staticmethod
+    def path_of(out: Path | str) -> Path:
+        """The folder that ``--out`` names."""
+        return Path(out).expanduser()
 
     def execution(self, precision: str | None, batch_size: int | None) -> tuple[str | None, int | None]:
         """Precision and batch size: those given, else those of the run that is continued.
@@ -113,11 +123,13 @@ class RunFolder:
         return precision or before.get("precision"), batch_size or before.get("batch_size")
 
     def begin(self, **record: Any) -> None:
-        """Remove what is to be replaced, and write ``settings.json``, before the first result."""
-        for name in self._replaced:
+        """Remove what is to be replaced, and write ``settings.json``, before the first result; once."""
+        if self.begun:
+            return
+        self.begun = True
+        for name in self._files(self._there or {}) if self.replaces else ():
             with contextlib.suppress(FileNotFoundError):
                 (self.out / name).unlink()
-        self._replaced = []
         self.save(**record)
 
     def save(self, **record: Any) -> None:
@@ -125,14 +137,6 @@ class RunFolder:
         self.record |= record
         self.record["versions"] = {"robustsynth": robustsynth.__version__, "torch": torch.__version__}
         write_json(self.out / SETTINGS_FILE, self.record)
-
-    def only_writer(self) -> contextlib.AbstractContextManager[None]:
-        """In here no other process of this machine writes to the folder.
-
-        Raises:
-            UserError: another one does.
-        """
-        return only_writer(self.out)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -153,15 +157,11 @@ class RunFolder:
 
     def clear_unfinished(self) -> None:
         """Remove the images that were under way; whatever else somebody put beside them stays."""
-        for name in unfinished_files(self.out):
-            (self.out / name).unlink(missing_ok=True)
+        for ending in ("png", "gif", "mp4"):
+            for path in (self.out / UNFINISHED).glob(f"*.{ending}"):
+                path.unlink()
         with contextlib.suppress(OSError):
             (self.out / UNFINISHED).rmdir()
-
-
-def unfinished_files(out: Path) -> list[str]:
-    """The images in a folder's ``unfinished``, from the folder."""
-    return [f"{UNFINISHED}/{path.name}" for path in (out / UNFINISHED).glob("*.png")]
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:

@@ -7,22 +7,19 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustsynth.cli import interactive, say
-from robustsynth.cli.options import Numbers, parse_classes, settings_options
-from robustsynth.cli.stopping import STOPPED, stoppable
-from robustsynth.cli.trajectories import Trajectories, check_trajectory, trajectory_option
+from robustsynth.cli.options import Numbers, parse_classes, run_options, settings_options
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import FeatureSettings
 
 if TYPE_CHECKING:
-    from robustsynth.data import ImageData
     from robustsynth.models.classifier import Classifier
-    from robustsynth.run_folder import RunFolder
+    from robustsynth.solver import Progress
     from robustsynth.tasks.features import UnitRow
 
 ATLAS_FILE, FEATURES_FILE = "atlas.png", "features.json"
@@ -38,183 +35,143 @@ ATLAS_FILE, FEATURES_FILE = "atlas.png", "features.json"
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise drawn from.")
 @click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
 @settings_options(FeatureSettings)
-@trajectory_option
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given.")
-@click.option("--device", default=None, help="cpu or cuda.")
-@click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
-def command(
-    model_name: str,
-    units: tuple[int, ...] | None,
-    classes: str | None,
-    num: int,
-    data: str | None,
-    split: str,
-    seed: int,
-    out: str,
-    trajectory: str | None,
-    precision: str | None,
-    batch_size: int | None,
-    device: str | None,
-    overwrite: bool,
-    **given: Any,
-) -> None:
+@run_options
+def command(**options: Any) -> None:
     """Show what a model's units respond to, to choose some for painting.
 
     A row a unit: images drawn from noise to raise it, the images of --data that raise it most, and the classes that
     it speaks for. Writes atlas.png, features.json, settings.json and each drawn image into the folder, and with
     --trajectory how each comes about. Stopped by Ctrl-C, the same command goes on with the units that are missing.
     """
-    from robustsynth.cli.describe import describe_model
-    from robustsynth.data import load_data
-    from robustsynth.models.execution import machine_name
-    from robustsynth.models.files import load_model
-    from robustsynth.run_folder import RunFolder, model_identity
-    from robustsynth.tasks.features import check_units, choose_units, resolve_features
+    from robustsynth.files import only_writer
 
-    check_trajectory(trajectory)
-    model = load_model(model_name, device=device)
-    if units is None:
-        wanted = choose_units(model, parse_classes(classes or "all", model.classes, model.class_index), num=num)
-    elif classes is None:
-        wanted = check_units(model, units)
-    else:
-        raise UserError("expected --units or --classes, got both; units are chosen for classes where none are given")
-    settings = resolve_features(model, given=given)
-    images = None
-    if data is not None:
-        images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=say)
-    asked = {
-        "task": "features",
-        "model": model_identity(model),
-        "units": wanted,
-        "data": None if images is None else {"name": images.name, "split": split, "images": len(images)},
-        "seed": seed,
-        "settings": dataclasses.asdict(settings),
-    }
-    folder = RunFolder(
-        out, asked, overwrite=overwrite, files=lambda _: _files_in(out), new_files=(ATLAS_FILE, FEATURES_FILE)
-    )
-    precision, batch_size = folder.execution(precision, batch_size)
-    execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
-    say(describe_model(model))
-    say(f"settings: {', '.join(f'{k}={v}' for k, v in asked['settings'].items())}")
-    say(f"running in {execution.precision}, {execution.batch_size} images a batch, seed {seed}")
-    with folder.only_writer():
-        folder.begin(execution=execution.as_dict(), machine=machine_name(model.device))
-        files = _RowFiles(folder, model, images)
-        _draw_missing(model, settings, files, trajectory)
-        rows = files.write_atlas()
-    if len(rows) < len(wanted):
-        said = f"what was done, {len(rows)} of {len(wanted)} units, is in {folder.out}" if rows else "nothing is done"
-        say(f"stopped; {said}")
-        raise SystemExit(STOPPED)
-    for row in rows:
-        speaks = ", ".join(f"{name} {weight:+.2f}" for name, weight in row.classes) or "no class known"
-        click.echo(f"unit {row.unit:4}  reaches {max(row.activations):5.1f}  {speaks}")
-    say(f"wrote {ATLAS_FILE} and {FEATURES_FILE} to {folder.out}")
+    with only_writer(options["out"]):
+        FeaturesRun(options).run()
 
 
-def _files_in(out: str) -> list[str]:
-    """What this command may have left in a folder, whatever units it drew."""
-    found = [path.name for path in Path(out).expanduser().iterdir()]
-    return [name for name in found if re.fullmatch(r"atlas\.png|features\.json|unit-\d+-\d+\.(png|gif|mp4)", name)]
+class FeaturesRun:
+    """One call of the command.
 
+    Attributes:
+        rows: by unit, as the folder's files have them.
+        missing: units that are to be drawn.
+    """
 
-def _draw_missing(model: Classifier, settings: FeatureSettings, files: _RowFiles, trajectory: str | None) -> None:
-    """Draw the units that the folder lacks, until the user stops it."""
-    from tqdm import tqdm
+    def __init__(self, options: dict[str, Any]) -> None:
+        from robustsynth.data import load_data
+        from robustsynth.models.files import load_model
+        from robustsynth.run_folder import RunFolder, model_identity
+        from robustsynth.tasks.features import resolve_features
 
-    from robustsynth.loop import Step
-    from robustsynth.tasks.features import Looked, UnitRow, feature_steps
+        check_trajectory(options["trajectory"])
+        self.trajectory: str | None = options["trajectory"]
+        self.model = model = load_model(options["model_name"], device=options["device"])
+        self.units = _wanted_units(model, options)
+        given = {field.name: options[field.name] for field in dataclasses.fields(FeatureSettings)}
+        self.settings = resolve_features(model, given=given)
+        self.data, self.seed, split = None, options["seed"], options["split"]
+        if options["data"] is not None:
+            size = {"image_size": model.image_size, "channels": model.channels}
+            self.data = load_data(options["data"], split, **size, announce=say)
+        asked = {
+            "task": "features",
+            "model": model_identity(model),
+            "units": self.units,
+            "data": None if self.data is None else {"name": self.data.name, "split": split, "images": len(self.data)},
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.settings),
+        }
+        self.folder: RunFolder = RunFolder(
+            options["out"],
+            asked,
+            overwrite=options["overwrite"],
+            files=lambda record: self._files(),
+            new_files=(ATLAS_FILE, FEATURES_FILE),
+        )
+        precision, batch_size = self.folder.execution(options["precision"], options["batch_size"])
+        self.execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        self.rows = {row.unit: row for row in self._read()} if self.folder.earlier else {}
+        self.missing = [unit for unit in self.units if not self._is_there(unit)]
 
-    missing = files.missing(trajectory)
-    if len(missing) < len(files.units):
-        say(f"{len(files.units) - len(missing)} of {len(files.units)} units are there already")
-    if not missing:
-        return
-    films = Trajectories(trajectory, [name for unit in missing for name in files.names(unit)], settings.steps)
-    looked = len(files.data) if files.data is not None and settings.top else 0
-    steps, hidden = len(missing) * settings.drawn * settings.steps, not interactive()
-    execution: dict[str, Any] = {name: files.folder.record["execution"][name] for name in ("precision", "batch_size")}
-    asked: list[int] = []
-    with (
-        stoppable(asked),
-        tqdm(total=looked, unit="image", desc="looking", disable=hidden or not looked) as looking,
-        tqdm(total=steps, unit="step", desc="drawing", disable=hidden) as drawing,
-    ):
-        for each in feature_steps(
-            model, missing, settings, data=files.data, seed=files.folder.asked["seed"], **execution
-        ):
-            if isinstance(each, UnitRow):
-                files.write(each)
-                continue  # Other units of the batch may follow: it stops at a step only.
-            if isinstance(each, Looked):
-                looking.update(each.images - looking.n)
-            else:
-                if trajectory:
-                    films.add(each.indices, Step(each.step, each.previews, each.loss))
-                if each.finished:
-                    films.write_finished(files.folder.out, each.indices)
-                if each.step:  # x₀ is where it starts, not a step that was taken
-                    drawing.update(len(each.indices))
-            if asked:
-                return
+    def run(self) -> None:
+        """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
+        from robustsynth.cli.describe import describe_model
+        from robustsynth.sheet import MOST_ROWS
 
-
-class _RowFiles:
-    """The rows in a run folder, by unit: ``features.json``, and each drawn image, such as ``unit-3-0.png``."""
-
-    def __init__(self, folder: RunFolder, model: Classifier, data: ImageData | None) -> None:
-        self.folder, self.model, self.data = folder, model, data
-        self.units: list[int] = folder.asked["units"]
-        self.rows = {row.unit: row for row in self._read()}
-
-    def names(self, unit: int) -> list[str]:
-        """Of the files of a unit's drawn images, without ending."""
-        return [f"unit-{unit}-{number}" for number in range(self.folder.asked["settings"]["drawn"])]
-
-    def missing(self, trajectory: str | None) -> list[int]:
-        """Units that are not there, or not with animations of this ending, if any."""
-        return [
-            unit
-            for unit in self.units
-            if unit not in self.rows
-            or (trajectory and not all((self.folder.out / f"{n}.{trajectory}").exists() for n in self.names(unit)))
-        ]
-
-    def write(self, row: UnitRow) -> None:
-        """Write one row; the images first, so that a row whose numbers are there is whole."""
-        from robustsynth.files import write_json
-        from robustsynth.images import save_png, to_uint8
-
-        drawn = list(to_uint8(row.images))
-        for number, (name, image) in enumerate(zip(self.names(row.unit), drawn, strict=True)):
-            text = self.folder.png_text(unit=row.unit, number=number, activation=row.activations[number])
-            save_png(self.folder.out / f"{name}.png", image, text=text)
-        self.rows[row.unit] = row.of_record(row.record(), drawn, self.data)
-        write_json(self.folder.out / FEATURES_FILE, [self.rows[u].record() for u in self.units if u in self.rows])
-
-    def write_atlas(self) -> list[UnitRow]:
-        """Draw the rows that are there, as the files have them: the same however often the run was stopped."""
-        from robustsynth.images import save_png
-        from robustsynth.tasks.features import draw_atlas
-
-        rows, asked = [self.rows[unit] for unit in self.units if unit in self.rows], self.folder.asked
-        if rows:
-            sheet = draw_atlas(
-                rows,
-                title=f"What units of {self.model.name} respond to",
-                drawn_as=f"drawn from noise (eps {asked['settings']['eps']:g}, {asked['settings']['steps']} steps)",
-                data_name="the data" if self.data is None else f"{self.data.name} {asked['data']['split']}",
+        settings, units, folder = self.settings, self.units, self.folder
+        say(describe_model(self.model))
+        say(settings_line(dataclasses.asdict(settings)))
+        say(f"running in {self.execution.precision}, {self.execution.batch_size} images a batch, seed {self.seed}")
+        if len(self.missing) < len(units):
+            say(f"{len(units) - len(self.missing)} of {len(units)} units are there already")
+        animations = Animations(self.trajectory)
+        names = dict(enumerate(name for unit in self.missing for name in self._names(unit)))
+        total = len(names) * settings.steps
+        with stoppable() as asked:
+            for progress in with_bar(self._steps(asked), total=total, name="drawing", asked=asked):
+                animations.add(progress)
+                if progress.finished:
+                    animations.write(folder.out, names, progress)
+        self._draw()
+        done = [unit for unit in units if self._is_there(unit)]
+        if len(done) < len(units):
+            said = (
+                f"what was done, {len(done)} of {len(units)} units, is in {folder.out}" if done else "nothing is done"
             )
-            save_png(self.folder.out / ATLAS_FILE, sheet, text=self.folder.png_text())
-        self.folder.save(done=len(rows))
-        return rows
+            say(f"stopped; {said}")
+            raise SystemExit(STOPPED)
+        for unit in units:
+            speaks = ", ".join(f"{name} {weight:+.2f}" for name, weight in self.rows[unit].classes) or "no class known"
+            click.echo(f"unit {unit:4}  reaches {max(self.rows[unit].activations):5.1f}  {speaks}")
+        shown = f"; {ATLAS_FILE} shows the first {MOST_ROWS} units" if len(units) > MOST_ROWS else ""
+        say(f"wrote {ATLAS_FILE} and {FEATURES_FILE} to {folder.out}{shown}")
+
+    def _steps(self, asked: list[int]) -> Iterator[Progress]:
+        """The steps of drawing what is missing. A row is written as soon as it is there."""
+        from tqdm import tqdm
+
+        from robustsynth.models.execution import machine_name
+        from robustsynth.tasks.features import Looked, UnitRow, feature_steps
+
+        if not self.missing:
+            return
+        execution = self.execution
+        steps = feature_steps(
+            self.model,
+            self.missing,
+            self.settings,
+            data=self.data,
+            seed=self.seed,
+            precision=execution.precision,
+            batch_size=execution.batch_size,
+        )
+        hidden = not interactive() or self.data is None or not self.settings.top
+        with tqdm(
+            total=0 if self.data is None else len(self.data), unit="image", desc="looking", disable=hidden
+        ) as looking:
+            for each in steps:
+                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
+                self.folder.begin(execution=execution.as_dict(), machine=machine_name(self.model.device))
+                if isinstance(each, UnitRow):
+                    self._write(each)
+                elif isinstance(each, Looked):
+                    looking.update(each.images - looking.n)
+                    if asked:
+                        return
+                else:
+                    yield each
+
+    def _names(self, unit: int) -> list[str]:
+        """Of the files of a unit's drawn images, without ending."""
+        return [f"unit-{unit}-{number}" for number in range(self.settings.drawn)]
+
+    def _is_there(self, unit: int) -> bool:
+        films = [self.folder.out / f"{name}.{self.trajectory}" for name in self._names(unit) if self.trajectory]
+        return unit in self.rows and all(film.exists() for film in films)
 
     def _read(self) -> Iterator[UnitRow]:
-        """What is there; a row whose files are damaged counts as missing, and is drawn again."""
-        from robustsynth.images import load_picture
+        """The rows that are there; one whose files are damaged counts as missing, and is drawn again."""
+        from robustsynth.images import read_image
         from robustsynth.tasks.features import UnitRow
 
         try:
@@ -223,6 +180,53 @@ class _RowFiles:
             return
         for record in records if isinstance(records, list) else []:
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError, IndexError):
-                paths = [self.folder.out / f"{name}.png" for name in self.names(record["unit"])]
-                drawn = [load_picture(path, channels=self.model.channels) for path in paths]
+                paths = [self.folder.out / f"{name}.png" for name in self._names(record["unit"])]
+                drawn = [read_image(path, channels=self.model.channels).pixels for path in paths]
                 yield UnitRow.of_record(record, drawn, self.data)
+
+    def _write(self, row: UnitRow) -> None:
+        """Write one row; the images first, so that a row whose numbers are there is whole."""
+        from robustsynth.files import write_json
+        from robustsynth.images import save_png, to_uint8
+
+        drawn = list(to_uint8(row.images))
+        for number, (name, image) in enumerate(zip(self._names(row.unit), drawn, strict=True)):
+            text = self.folder.png_text(unit=row.unit, number=number, activation=row.activations[number])
+            save_png(self.folder.out / f"{name}.png", image, text=text)
+        self.rows[row.unit] = row.of_record(row.record(), drawn, self.data)
+        records = [self.rows[unit].record() for unit in self.units if unit in self.rows]
+        write_json(self.folder.out / FEATURES_FILE, records)
+
+    def _draw(self) -> None:
+        """The rows that are there, as the files have them: the same however often the run was stopped."""
+        from robustsynth.images import save_png
+        from robustsynth.tasks.features import draw_atlas
+
+        rows = [self.rows[unit] for unit in self.units if unit in self.rows]
+        if rows:
+            atlas = draw_atlas(
+                rows,
+                title=f"What units of {self.model.name} respond to",
+                drawn_as=f"drawn from noise (eps {self.settings.eps:g}, {self.settings.steps} steps)",
+                data_name="the data" if self.data is None else f"{self.data.name} {self.folder.asked['data']['split']}",
+                classes=self.model.classes,
+            )
+            save_png(self.folder.out / ATLAS_FILE, atlas, text=self.folder.png_text())
+        self.folder.save(done=len(rows))
+
+    def _files(self) -> list[str]:
+        """What this command may have left in the folder, whatever units it drew."""
+        ours = re.compile(r"atlas\.png|features\.json|unit-\d+-\d+\.(png|gif|mp4)")
+        return [path.name for path in self.folder.out.iterdir() if ours.fullmatch(path.name)]
+
+
+def _wanted_units(model: Classifier, options: dict[str, Any]) -> list[int]:
+    from robustsynth.tasks.features import check_units, choose_units
+
+    units, classes = options["units"], options["classes"]
+    if units is not None and classes is not None:
+        raise UserError("expected --units or --classes, got both; units are chosen for classes where none are given")
+    if units is not None:
+        return check_units(model, units)
+    wanted = parse_classes(classes or "all", model.classes, model.class_index)
+    return choose_units(model, wanted, num=options["num"])

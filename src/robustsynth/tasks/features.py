@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from robustsynth import randomness
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
-from robustsynth.images import as_tensor, to_picture, to_uint8
+from robustsynth.images import as_tensor, to_uint8
 from robustsynth.loop import NonFiniteError, Problem
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.representation import FeatureNetwork, feature_network, last_linear
-from robustsynth.objectives import FeatureActivation, Objective, Roughness
+from robustsynth.objectives import Activation, Objective, Roughness
+from robustsynth.sheet import sheet
 from robustsynth.solver import Interrupted, Progress, Results, Stated, solve
 from robustsynth.tasks.settings import FeatureSettings, resolve_settings
-from robustsynth.tasks.views import Shifted
+from robustsynth.views import Shifted
 
 if TYPE_CHECKING:
     from robustsynth.data import ImageData
@@ -41,6 +41,9 @@ SIZED_FOR = 32
 
 PIXELS_A_SHIFT = 64
 """Of the images' side for each pixel that what the network sees is moved by: small images show no grid."""
+
+CELL = 128
+"""Pixels of the side to which smaller images are enlarged on the atlas."""
 
 LINF_DEFAULTS = {"eps": 0.7, "step_size": 0.05, "smoothness": 1.0}
 """Defaults where the norm is ℓ∞, whatever the images' size: its steps move all pixels alike, even those that matter
@@ -217,7 +220,7 @@ def feature_steps(
         start = noise(model, generators, level=settings.level, contrast=settings.contrast)
         # Shifts begin anew with each batch.
         seen = Shifted(network, settings.shift, settings.mirror)
-        objective: Objective = FeatureActivation(seen, [wanted[i][0] for i in chosen])
+        objective: Objective = Activation(seen, [wanted[i][0] for i in chosen])
         if settings.smoothness:
             objective = objective + settings.smoothness / logit_scale * Roughness()
         return Stated(Problem(start.to(model.device), objective, ball(settings.norm, settings.eps)))
@@ -415,97 +418,47 @@ def _pixels(model: Classifier, data: np.ndarray | ImageData | None, top: int) ->
     return pixels
 
 
-# The sheet
-
-CELL, GAP, WIDE_GAP, MARGIN = 112, 4, 20, 16
-"""Pixels: the least side of a shown picture, between pictures, between groups of them, around everything."""
-
-TITLE, TEXT, SMALL = 22, 15, 12
-"""Heights of letters, in pixels."""
-
-LABEL_WIDTH = 190
-
-INK, FAINT = (20, 20, 20), (110, 110, 110)
-
-
 def draw_atlas(
-    rows: Sequence[UnitRow], *, title: str, drawn_as: str = "drawn from noise", data_name: str = "the data"
+    rows: Sequence[UnitRow],
+    *,
+    title: str,
+    drawn_as: str = "drawn from noise",
+    data_name: str = "the data",
+    classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """One uint8 picture (H, W, 3): for each unit its number, its classes, what was drawn to raise it, its top images.
+    """One uint8 image (H, W, 3): for each unit its number, its classes, what was drawn to raise it, its top images.
 
-    Under each picture stands the unit's activation in it.
+    Below each image stands the unit's activation in it.
 
     Args:
         rows: of a `FeatureAtlas`.
         title: above everything.
-        drawn_as: above the drawn pictures.
+        drawn_as: above the drawn images.
         data_name: of the data that the top images are from.
+        classes: of the model, as for `robustsynth.sheet.sheet`.
 
     Raises:
         UserError: no rows.
 
     Example:
-        >>> import torch
         >>> row = UnitRow(3, (("cat", 0.5),), torch.zeros(2, 3, 32, 32), (1.0, 2.0), (), (), np.zeros((0, 32, 32, 3)))
-        >>> draw_atlas([row], title="two pictures").shape
-        (231, 486, 3)
+        >>> draw_atlas([row], title="two images").shape[2]
+        3
     """
     if not rows:
         raise UserError("expected one or more units to draw, got none")
-    shown = [([_enlarged(i) for i in to_uint8(row.images)], [_enlarged(i) for i in row.top_images]) for row in rows]
-    side = shown[0][0][0].width
-    step = side + GAP
-    groups = [max(len(drawn) for drawn, _ in shown), max(len(top) for _, top in shown)]
-    lefts = [MARGIN + LABEL_WIDTH, MARGIN + LABEL_WIDTH + groups[0] * step + WIDE_GAP]
-    titles = [drawn_as, f"images of {data_name} that raise it most"]
-    title_font, font, small = (ImageFont.load_default(size) for size in (TITLE, TEXT, SMALL))
-    right = max(
-        lefts[1] + groups[1] * step if groups[1] else lefts[0] + groups[0] * step,
-        MARGIN + round(title_font.getlength(title)),
-        *(left + round(font.getlength(text)) for left, text, n in zip(lefts, titles, groups, strict=True) if n),
+    drawn, top = (max(map(len, group)) for group in zip(*((r.images, r.top_images) for r in rows), strict=True))
+
+    def line(first: Sequence[Any], second: Sequence[Any], missing: Any) -> list[Any]:
+        filled = [*first, *[missing] * (drawn - len(first)), *second]
+        return [*filled, *[missing] * (drawn + top - len(filled))]
+
+    return sheet(
+        [line(list(to_uint8(row.images)), list(row.top_images), None) for row in rows],
+        title=title,
+        titles=[drawn_as] * drawn + [f"images of {data_name} that raise it most"] * top,
+        labels=[(f"unit {r.unit}", *(f"{weight:+.2f} {name}" for name, weight in r.classes)) for r in rows],
+        captions=[[f"{v:.1f}" if v != "" else v for v in line(r.activations, r.top_activations, "")] for r in rows],
+        classes=classes,
+        cell=CELL,
     )
-    row_height = side + SMALL + 10
-    top = MARGIN + TITLE + 12 + TEXT + 8
-    sheet = Image.new("RGB", (right + MARGIN, top + row_height * len(rows) + MARGIN - 8), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, fill=INK, font=title_font)
-    for left, text, count in zip(lefts, titles, groups, strict=True):
-        if count:
-            draw.text((left, top - TEXT - 8), text, fill=FAINT, font=font)
-    for row, groups_shown in zip(rows, shown, strict=True):
-        _write_label(draw, row, (MARGIN, top))
-        for left, pictures, values in zip(lefts, groups_shown, (row.activations, row.top_activations), strict=True):
-            for place, (picture, value) in enumerate(zip(pictures, values, strict=True)):
-                sheet.paste(picture, (left + place * step, top))
-                draw.text((left + place * step + 1, top + side + 1), f"{value:.1f}", fill=FAINT, font=small)
-        top += row_height
-    return np.asarray(sheet)
-
-
-def _write_label(draw: ImageDraw.ImageDraw, row: UnitRow, corner: tuple[int, int]) -> None:
-    """The unit's number, and the classes that it feeds with the weights."""
-    left, top = corner
-    draw.text((left, top), f"unit {row.unit}", fill=INK, font=ImageFont.load_default(TEXT + 2))
-    font = ImageFont.load_default(TEXT)
-    for line, (name, weight) in enumerate(row.classes):
-        number = f"  {weight:+.2f}"
-        shown = _shortened(name, font, LABEL_WIDTH - WIDE_GAP - font.getlength(number))
-        place = (left, top + 26 + line * (TEXT + 5))
-        draw.text(place, shown, fill=INK if line == 0 else FAINT, font=font)
-        draw.text((left + font.getlength(shown), place[1]), number, fill=FAINT, font=font)
-
-
-def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:
-    """As much of `text` as fits."""
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(text + "…") > room:
-        text = text[:-1]
-    return text.rstrip(" ,") + "…"
-
-
-def _enlarged(image: np.ndarray) -> Image.Image:
-    """Small pictures are hard to judge on a screen; each pixel becomes a square of whole pixels."""
-    picture = to_picture(np.asarray(image, dtype=np.uint8)).convert("RGB")
-    factor = max(1, -(-CELL // picture.width))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
