@@ -23,7 +23,7 @@ from conftest import VERY_DEEP, WITHOUT_RELU, pixels, png, quiet, random_statist
 from robustsynth.cli import main
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.files import only_writer
-from robustsynth.images import load_picture, to_uint8
+from robustsynth.images import read_image, to_uint8
 from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model
@@ -709,9 +709,9 @@ def test_units_are_chosen_for_classes(tiny_folder, tmp_path):
 
 def test_the_same_command_makes_the_same_atlas(tiny_folder, tmp_path):
     assert features_of(tiny_folder, tmp_path, "--units", "1").exit_code == 0
-    before = load_picture(tmp_path / "atlas.png")
+    before = read_image(tmp_path / "atlas.png").pixels
     assert features_of(tiny_folder, tmp_path, "--units", "1").exit_code == 0
-    assert np.array_equal(load_picture(tmp_path / "atlas.png"), before)
+    assert np.array_equal(read_image(tmp_path / "atlas.png").pixels, before)
 
 
 def refused(result, *said: str) -> None:
@@ -880,7 +880,7 @@ def test_one_writer_at_a_time(tiny_folder, tmp_path, monkeypatch):
 
 def test_digits_in_grey(digits_folder, tmp_path):
     assert features_of(digits_folder, tmp_path, "--classes", "3", "--num", "2").exit_code == 0
-    assert load_picture(tmp_path / "atlas.png").shape[2] == 3
+    assert read_image(tmp_path / "atlas.png").pixels.shape[2] == 3
 
 
 def test_every_setting_is_an_option_with_help():

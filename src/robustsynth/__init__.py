@@ -98,11 +98,10 @@ __all__ = [
     "GenerateSettings", "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError",
     "Objective", "PaintSettings", "Problem", "Progress", "RefineSettings", "Results", "SketchSettings", "Step",
     "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError", "UpscaleSettings", "UserError",
-    "__version__", "compare", "constraints", "data", "errors", "evaluate_accuracy", "feature_steps", "features",
-    "fit_class_seeds", "generate", "generate_steps", "images", "inpaint", "inpaint_steps", "load_data", "load_image",
-    "load_model", "loop", "model_names", "objectives", "paint", "paint_steps", "pgd", "pgd_steps", "predict",
-    "refine", "refine_steps", "sample_seeds", "save", "save_model", "seeds", "sheet", "show", "sketch",
-    "sketch_steps", "solver", "translate", "translate_steps", "upscale", "upscale_steps",
+    "__version__", "compare", "evaluate_accuracy", "feature_steps", "features", "fit_class_seeds", "generate",
+    "generate_steps", "inpaint", "inpaint_steps", "load_data", "load_image", "load_model", "model_names", "paint",
+    "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps", "sample_seeds", "save", "save_model",
+    "show", "sketch", "sketch_steps", "translate", "translate_steps", "upscale", "upscale_steps",
 ]  # fmt: skip
 
 

@@ -44,8 +44,9 @@ def command(**options: Any) -> None:
     --trajectory how each comes about. Stopped by Ctrl-C, the same command goes on with the units that are missing.
     """
     from robustsynth.files import only_writer
+    from robustsynth.run_folder import RunFolder
 
-    with only_writer(options["out"]):
+    with only_writer(RunFolder.path_of(options["out"])):
         FeaturesRun(options).run()
 
 
