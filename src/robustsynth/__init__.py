@@ -108,9 +108,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Names are fetched when first used: torch takes seconds to import, and `robustsynth --help` needs none of it.
     if name not in _HOME_OF:
-        from robustsynth.tasks.table import TASKS
-
-        if name.removesuffix("_steps") in TASKS:  # A task that was added to the table.
+        if name.removesuffix("_steps") in importlib.import_module("robustsynth.tasks.table").TASKS:
+            # A task that was added to the table.
             return getattr(importlib.import_module("robustsynth.tasks.functions"), name)
         raise AttributeError(f"module 'robustsynth' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"robustsynth.{_HOME_OF[name]}"), name)
