@@ -1,6 +1,6 @@
-"""Decoded pictures, kept: images.npy, labels.npy and meta.json in a folder named by what they were made from.
+"""The cache of decoded images: images.npy, labels.npy and meta.json in a folder named by what they were made from.
 
-The folder is made under another name and renamed when it is whole, so that several processes can make it at
+The folder is made under another name and renamed when it is complete, so that several processes can make it at
 once and one that is killed leaves nothing that could be taken for data.
 """
 
@@ -23,24 +23,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robustsynth.data.decode import Header, decode, read_header, usual_size
-from robustsynth.data.sources import Contents, Row, Source
-from robustsynth.data.specs import DatasetSpec, recognised
+from robustsynth.data.rows import Contents, Header, ImageData, Row, Source, decode, read_header, usual_size
+from robustsynth.data.specs import DATASETS, DatasetSpec, described, recognised
 from robustsynth.errors import UserError
 from robustsynth.files import cache_folder, write_json
 
 FORMAT = 1  # raise it when decoding changes, and everything is decoded anew
 _SLICE, _BATCH = 32, 512
 _SAMPLE = 32
-_ENOUGH = 100  # unreadable pictures after which the rest is not looked at
+_ENOUGH = 100  # unreadable images after which the rest is not looked at
 _DAY = 24 * 60 * 60
 _BUILDING = ".building-"
 
 
 def decoded(
     source: Source, *, image_size: int | None, channels: int | None, announce: Callable[[str], object]
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """The source's images (N,H,W,C), labels (N,) and meta data, decoded now or at an earlier time.
+) -> ImageData:
+    """The source's images, decoded now or at an earlier time.
 
     Raises:
         UserError: the data cannot be used; the message says which file or row.
@@ -49,7 +48,7 @@ def decoded(
     home = folder.parent
     if folder.exists():
         # Somebody may have deleted part of it to free space.
-        with contextlib.suppress(OSError, ValueError, EOFError):
+        with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError):
             return _read(folder)
         shutil.rmtree(folder, ignore_errors=True)
     _remove_abandoned(home)
@@ -61,7 +60,7 @@ def decoded(
         except OSError:
             if not folder.exists():
                 raise
-            # Another process was quicker; what it made is the same.
+            # Another process was faster; what it made is the same.
         return _read(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,14 +73,16 @@ def decoded_folder(source: Source, *, image_size: int | None, channels: int | No
     return cache_folder("data") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _read(folder: Path) -> ImageData:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     labels.setflags(write=False)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     if len(images) != len(labels):
         raise ValueError(f"{folder}: expected as many labels as images, got {len(labels)} and {len(images)}.")
-    return images, labels, meta
+    spec, part = DATASETS.get(meta["spec"]), bool(meta.get("part"))
+    facts = described(spec, source=meta["source"], channels=images.shape[-1], part=part)
+    return ImageData(images, labels, tuple(meta["classes"]), **facts)
 
 
 def _build(
@@ -100,19 +101,19 @@ def _build(
             f"({', '.join(contents.classes) or 'none'}). A classifier needs two to tell apart."
         )
     if not contents.count:
-        raise UserError(f"{source.label}: expected pictures, got an empty split. Choose another.")
+        raise UserError(f"{source.label}: expected images, got an empty split. Choose another.")
     spec, side, depth = plan(contents, source.spec, image_size, channels)
     shape = (contents.count, side, side, depth)
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
     # A memory map on a full disk does not raise: it kills the process.
     if needed > 0.95 * free:
         raise UserError(
-            f"expected {needed / 1e9:.1f} GB of free space for the decoded pictures, got {free / 1e9:.1f} GB "
+            f"expected {needed / 1e9:.1f} GB of free space for the decoded images, got {free / 1e9:.1f} GB "
             f"in {folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller "
             "image_size."
         )
     if contents.count >= 1000:
-        announce(f"decoding {contents.count} pictures of {source.label} once, to {side}×{side}")
+        announce(f"decoding {contents.count} images of {source.label} once, to {side}×{side}")
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     labels = np.empty(contents.count, dtype=np.int64)
 
@@ -124,7 +125,7 @@ def _build(
             try:
                 images[index] = decode(row, image_size=side, channels=depth)
             except UserError as error:
-                # All are told at once: decoding a large set again for each one would take days.
+                # All are reported at once: decoding a large set again for each one would take days.
                 unreadable[index] = (row, error)
 
     # Pillow decodes outside the interpreter's lock, so threads help; a batch bounds the bytes in flight.
@@ -135,7 +136,7 @@ def _build(
             if len(unreadable) >= _ENOUGH:
                 break
     if unreadable:
-        raise _all_told([unreadable[index] for index in sorted(unreadable)])
+        raise _one_error([unreadable[index] for index in sorted(unreadable)])
     images.flush()
     np.save(folder / "labels.npy", labels)
     meta = {"classes": list(contents.classes), "source": source.label, "spec": spec.name if spec else None}
@@ -162,7 +163,7 @@ def plan(
 
 
 def _headers(rows: Iterator[Row]) -> list[Header]:
-    """Of the rows whose pictures can be opened; the others are told of when they are decoded."""
+    """Of the rows whose images can be opened; the others are reported when they are decoded."""
     found: list[Header] = []
     first: UserError | None = None
     for row in rows:
@@ -175,8 +176,8 @@ def _headers(rows: Iterator[Row]) -> list[Header]:
     return found
 
 
-def _all_told(unreadable: list[tuple[Row, UserError]]) -> UserError:
-    """One error of all pictures that cannot be decoded: the first one's, the number of others, and some of them."""
+def _one_error(unreadable: list[tuple[Row, UserError]]) -> UserError:
+    """One error of all images that cannot be decoded: the first one's, the number of others, and some of them."""
     (_, first), *others = unreadable
     if not others:
         return first
@@ -189,7 +190,7 @@ def _label(row: Row, classes: tuple[str, ...]) -> int:
     if row.label is None or not 0 <= row.label < len(classes):
         raise UserError(
             f"{row.where}: expected a label from 0 to {len(classes) - 1}, got {row.label}. "
-            "Take unlabelled pictures out of the data, or choose a labelled split."
+            "Take unlabelled images out of the data, or choose a labelled split."
         )
     return row.label
 
