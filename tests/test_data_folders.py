@@ -9,6 +9,8 @@ import pytest
 
 from conftest import pixels, png, quiet
 from robustsynth.data import DATASETS
+from robustsynth.data.load import READERS
+from robustsynth.data.rows import Contents, Row, Source
 from robustsynth.data.specs import IMAGENET_MEAN, IMAGENET_STD
 from robustsynth.errors import UserError
 
@@ -171,3 +173,28 @@ def test_other_images_with_the_same_class_names_are_not_taken_for_it(tmp_path):
     assert data.name == "houses"
     assert data.mean == IMAGENET_MEAN
     assert data.images.shape[1:] == (32, 32, 3)
+
+
+def test_a_reader_is_a_function_and_an_entry(tmp_path, monkeypatch):
+    """A new layout: a text file that lists images and their classes."""
+
+    def find_list(place, split, announce):
+        if not isinstance(place, Path) or place.suffix != ".txt":
+            return None
+        lines = [line.split() for line in place.read_text().splitlines()]
+        classes = tuple(sorted({kind for _, kind in lines}))
+        rows = [Row(name, place.parent / name, classes.index(kind)) for name, kind in lines]
+        return Source(place.name, ["list", lines], lambda: Contents(classes, len(rows), lambda: iter(rows)))
+
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(png(pixels(index)))
+    (tmp_path / "list.txt").write_text("0.png dog\n1.png cat\n2.png dog\n")
+    with pytest.raises(UserError, match="expected a parquet file or a folder, got another file"):
+        quiet(tmp_path / "list.txt")
+    monkeypatch.setitem(READERS, "a list of images", find_list)
+    data = quiet(tmp_path / "list.txt")
+    assert (data.classes, data.labels.tolist(), data.name) == (("cat", "dog"), [1, 0, 1], "list.txt")
+    assert quiet(f"only:dog,cat:{tmp_path / 'list.txt'}").labels.tolist() == [0, 1, 0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"Expected .*a list of images"):
+        quiet(tmp_path / "empty")

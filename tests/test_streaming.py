@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -20,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustsynth.cli import main
-from robustsynth.data.streaming import Piece, open_stream, substream
+from robustsynth.data.load import open_stream
+from robustsynth.data.streaming import Piece, substream
+from robustsynth.data.tables import parquet_rows
 from robustsynth.errors import UserError
 from robustsynth.models.files import load_model
 from robustsynth.processes import ALONE, Workers
@@ -110,6 +113,28 @@ def test_a_stream_is_what_its_shards_hold(shards: Path) -> None:
     assert np.array_equal(some.images, np.stack([image(n) for n in places]))
     assert some.labels.tolist() == [0, 1, 0, 0, 1]
     assert stream.images.shape == (COUNT, SIDE, SIDE, 3)
+
+
+def test_rows_are_read_from_anywhere(shards: Path, tmp_path: Path) -> None:
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in sorted(shards.glob("*.parquet"))])
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet", row_group_size=10)
+    file, columns = str(tmp_path / "all.parquet"), open_stream(shards, announce=list).columns
+    every = list(parquet_rows(file, columns, 0, COUNT))
+    assert [row.label for row in every] == [n % 2 for n in range(COUNT)]
+    for start, stop in ((0, 1), (9, 11), (10, 20), (33, 95), (95, COUNT), (5, 5)):
+        assert list(parquet_rows(file, columns, start, stop)) == every[start:stop]
+
+
+def test_a_data_set_on_the_hub_is_streamed_from_its_shards(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"train": sorted(map(str, shards.glob("*.parquet"))), "test": ["test.csv"]}
+    config = SimpleNamespace(config=SimpleNamespace(data_files=files))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda name: config)
+    asked: list[str] = []
+    stream = open_stream("owner/toys", announce=asked.append)
+    assert asked == ["asking the Hugging Face Hub for owner/toys"]
+    assert (stream.name, stream.source, stream.labels.tolist()) == ("toys", "owner/toys", [n % 2 for n in range(COUNT)])
+    with pytest.raises(UserError, match=r"owner/toys on the Hugging Face Hub to be kept as parquet files.*--stream"):
+        open_stream("owner/toys", "test", announce=list)
 
 
 def test_an_epoch_shows_each_image_once_but_those_held_out(shards: Path) -> None:
@@ -243,7 +268,9 @@ def test_processes_that_do_not_divide_the_lanes_are_refused(shards: Path) -> Non
 
 
 def test_what_is_no_shards_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
     with pytest.raises(UserError, match=r"parquet files or a Hub name.*leave out --stream"):
         open_stream(tmp_path, announce=list)
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")

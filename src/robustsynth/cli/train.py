@@ -168,7 +168,7 @@ def _open(
 ) -> tuple[ImageData | ImageStream, bool]:
     """The training images, and whether they are decoded in the cache."""
     if stream:
-        from robustsynth.data.streaming import open_stream
+        from robustsynth.data.load import open_stream
 
         return open_stream(data, "train", image_size=image_size, announce=tell), False
     if dry_run:

@@ -15,22 +15,20 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from robustsynth.data.rows import Contents, Header, ImageData, Row, Source, decode, read_header, usual_size
-from robustsynth.data.specs import DATASETS, DatasetSpec, described, recognised
+from robustsynth.data.rows import ImageData, Row, Source, decode, plan
+from robustsynth.data.specs import DATASETS, described
 from robustsynth.errors import UserError
 from robustsynth.files import cache_folder, write_json
 
 FORMAT = 1  # raise it when decoding changes, and everything is decoded anew
-_SLICE, _BATCH = 32, 512
-_SAMPLE = 32
+_BATCH = 512
 _ENOUGH = 100  # unreadable images after which the rest is not looked at
 _DAY = 24 * 60 * 60
 _BUILDING = ".building-"
@@ -119,22 +117,21 @@ def _build(
 
     unreadable: dict[int, tuple[Row, UserError]] = {}
 
-    def fill(part: list[tuple[int, Row]]) -> None:
-        for index, row in part:
-            labels[index] = _label(row, contents.classes)
-            try:
-                images[index] = decode(row, image_size=side, channels=depth)
-            except UserError as error:
-                # All are reported at once: decoding a large set again for each one would take days.
-                unreadable[index] = (row, error)
+    def fill(indexed: tuple[int, Row]) -> None:
+        index, row = indexed
+        labels[index] = _label(row, contents.classes)
+        try:
+            images[index] = decode(row, image_size=side, channels=depth)
+        except UserError as error:
+            # All are reported at once: decoding a large set again for each one would take days.
+            unreadable[index] = (row, error)
 
     # Pillow decodes outside the interpreter's lock, so threads help; a batch bounds the bytes in flight.
+    rows = enumerate(contents.rows())
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for batch in _batches(enumerate(contents.rows()), _BATCH):
-            for _ in pool.map(fill, _batches(iter(batch), _SLICE)):
+        while len(unreadable) < _ENOUGH and (batch := list(itertools.islice(rows, _BATCH))):
+            for _ in pool.map(fill, batch):
                 pass
-            if len(unreadable) >= _ENOUGH:
-                break
     if unreadable:
         raise _one_error([unreadable[index] for index in sorted(unreadable)])
     images.flush()
@@ -143,37 +140,6 @@ def _build(
     if contents.part_of:
         meta["part"] = True
     write_json(folder / "meta.json", meta)
-
-
-def plan(
-    contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
-) -> tuple[DatasetSpec | None, int, int]:
-    """Which known data set this is, if any, and the side and channels to store."""
-    sample = _headers(itertools.islice(contents.rows(), _SAMPLE))
-    native = max(header.channels for header in sample)
-    names = contents.part_of or contents.classes
-    spec = spec or recognised(names, channels=native, sizes=[header.size for header in sample])
-    if spec is not None:
-        return spec, image_size or spec.image_size, channels or spec.channels
-    if image_size is None or channels is None:
-        headers = _headers(contents.rows())
-        image_size = image_size or usual_size([header.size for header in headers])
-        channels = channels or max(header.channels for header in headers)
-    return None, image_size, channels
-
-
-def _headers(rows: Iterator[Row]) -> list[Header]:
-    """Of the rows whose images can be opened; the others are reported when they are decoded."""
-    found: list[Header] = []
-    first: UserError | None = None
-    for row in rows:
-        try:
-            found.append(read_header(row))
-        except UserError as error:
-            first = first or error
-    if not found and first is not None:
-        raise first
-    return found
 
 
 def _one_error(unreadable: list[tuple[Row, UserError]]) -> UserError:
@@ -193,11 +159,6 @@ def _label(row: Row, classes: tuple[str, ...]) -> int:
             "Take unlabelled images out of the data, or choose a labelled split."
         )
     return row.label
-
-
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def _remove_abandoned(home: Path) -> None:

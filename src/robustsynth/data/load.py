@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from robustsynth.data.cache import decoded, decoded_folder, plan
+from robustsynth.data.cache import decoded, decoded_folder
 from robustsynth.data.folders import find_class_folders, find_domains, find_listed_folders, listed_folders
 from robustsynth.data.hub import find_on_hub
-from robustsynth.data.rows import ImageData, Place, Source, Undecoded
+from robustsynth.data.rows import ImageData, Place, Source, Undecoded, plan
 from robustsynth.data.specs import DATASETS, described
-from robustsynth.data.streaming import open_stream
+from robustsynth.data.streaming import ImageStream, stream_of
 from robustsynth.data.subsets import is_subset, parse_subset
 from robustsynth.data.tables import find_parquet
 from robustsynth.errors import UnknownNameError, UserError
@@ -131,6 +131,21 @@ def load_data(
     return decoded(source, image_size=image_size, channels=channels, announce=announce)
 
 
+def open_stream(
+    path_or_name: str | Path,
+    split: str = "train",
+    *,
+    image_size: int | None = None,
+    announce: Callable[[str], object] = print,
+) -> ImageStream:
+    """The data set to be decoded while a run goes on: parquet files, or a data set on the Hub that is kept as such.
+
+    Args, Raises:
+        as of `load_data`; and UserError if it is kept otherwise.
+    """
+    return stream_of(find_source(path_or_name, split, announce=announce), image_size=image_size)
+
+
 def describe_data(
     path_or_name: str | Path,
     split: str = "train",
@@ -143,22 +158,16 @@ def describe_data(
     Nothing is written, and of the Hub only footers and labels are read. Of the images only the shape can be used; the
     labels are 0, 1, 2, … over and over.
 
-    Args:
-        path_or_name: as for `load_data`.
-        split: likewise.
-        image_size: likewise.
-        announce: likewise.
+    Args, Raises:
+        as of `load_data`, but that damaged images are not found.
 
     Returns:
         The data set, and whether it is decoded in the cache already.
-
-    Raises:
-        UserError: as `load_data` does, but for images that are damaged.
     """
     source = find_source(path_or_name, split, announce=announce)
     cached = decoded_folder(source, image_size=image_size, channels=None).exists()
     if source.identity[0] == "hub" and not cached:
-        return open_stream(path_or_name, split, image_size=image_size, announce=announce), False
+        return stream_of(source, image_size=image_size), False
     contents = source.open()
     spec, side, channels = plan(contents, source.spec, image_size, None)
     images: Any = Undecoded((contents.count, side, side, channels))

@@ -7,8 +7,9 @@ a row, `ImageData` holds those of a whole data set.
 from __future__ import annotations
 
 import io
+import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robustsynth.data.specs import DatasetSpec
+from robustsynth.data.specs import DatasetSpec, recognised
 from robustsynth.errors import UserError
 from robustsynth.pictures import fault_of, is_grey, open_picture, plain_picture
 
 Place = Path | str | list[Path]
 """Where data are: a file or folder that exists; a text that is none, such as a name; or several folders."""
+
+SAMPLE = 32
+"""Images by whose headers a known data set is recognised."""
 
 _USUAL_SIZES = (224, 128, 64, 32)
 
@@ -57,12 +61,14 @@ class Source:
         identity: plain values that change whenever the images may have changed. They name the folder in the cache.
         open: reads names and counts; for the Hub, this is what downloads.
         spec: the known data set that it was asked for as, if it was.
+        shards: finds its parquet files, paths or addresses, if that is what it consists of; such data can be streamed.
     """
 
     label: str
     identity: list[Any]
     open: Callable[[], Contents]
     spec: DatasetSpec | None = None
+    shards: Callable[[], list[str]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +111,8 @@ class Undecoded:
 
 def stamps(files: Sequence[Path], root: Path) -> list[list[Any]]:
     """Name, size and time of change of each file: enough to notice that a data set has changed."""
-    found = []
-    for file in files:
-        status = file.stat()
-        found.append([file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
-    return found
+    found = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
+    return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,43 @@ def usual_size(sizes: Sequence[tuple[int, int]]) -> int:
         return sizes[0][0]
     median = statistics.median(min(size) for size in sizes)
     return next((size for size in _USUAL_SIZES if size <= median), _USUAL_SIZES[-1])
+
+
+def plan(
+    contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
+) -> tuple[DatasetSpec | None, int, int]:
+    """Which known data set this is, if any, and the side and channels to store its images with.
+
+    Args:
+        contents: whose first images decide; of an unknown data set all of them.
+        spec: the known data set that it was asked for as, if it was.
+        image_size: the side, where it is given.
+        channels: likewise.
+    """
+    sample = _headers(itertools.islice(contents.rows(), SAMPLE))
+    native, sizes = max(header.channels for header in sample), [header.size for header in sample]
+    spec = spec or recognised(contents.part_of or contents.classes, channels=native, sizes=sizes)
+    if spec is not None:
+        return spec, image_size or spec.image_size, channels or spec.channels
+    if image_size is None or channels is None:
+        headers = _headers(contents.rows())
+        image_size = image_size or usual_size([header.size for header in headers])
+        channels = channels or max(header.channels for header in headers)
+    return None, image_size, channels
+
+
+def _headers(rows: Iterable[Row]) -> list[Header]:
+    """Of the rows whose images can be opened; the others are reported when they are decoded."""
+    found: list[Header] = []
+    first: UserError | None = None
+    for row in rows:
+        try:
+            found.append(read_header(row))
+        except UserError as error:
+            first = first or error
+    if not found and first is not None:
+        raise first
+    return found
 
 
 def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Data sets that are not decoded beforehand: parquet shards, which are read and decoded while a run goes on.
 
-    path or name ─ open_stream ─ ImageStream ─ StreamBatches: the batches of an epoch
+    Source ─ stream_of ─ ImageStream ─ StreamBatches: the batches of an epoch
 
 An epoch's order is a pure function of the seed and the epoch: the shards are shuffled, what they hold is cut into
 substreams of equal length, and each substream is shuffled a block at a time. So a run resumes in mid-epoch by seeking:
@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from robustsynth.data.hub import shards_on_hub
-from robustsynth.data.rows import ImageData, Row, Undecoded, decode, read_header, usual_size
-from robustsynth.data.specs import described, recognised
-from robustsynth.data.tables import Columns, files_of_split, number_names, parquet_files, parquet_rows, read_shards
+from robustsynth.data.rows import SAMPLE, Contents, ImageData, Row, Source, Undecoded, decode, plan
+from robustsynth.data.specs import described
+from robustsynth.data.tables import Columns, number_names, parquet_rows, read_shards
 from robustsynth.errors import UserError
 from robustsynth.randomness import generator
 
@@ -93,39 +91,24 @@ class ImageStream(ImageData):
         return tuple(_cut(self.pieces, count, len(self)))
 
 
-def open_stream(
-    path_or_name: str | Path,
-    split: str = "train",
-    *,
-    image_size: int | None = None,
-    announce: Callable[[str], object] = print,
-) -> ImageStream:
-    """Find the shards of a folder of parquet files, of one such file, or of a data set on the Hub; decode no image.
+def stream_of(source: Source, *, image_size: int | None = None) -> ImageStream:
+    """The shards of a source that has some; no image is decoded.
 
     Of each shard the footer and the column of labels are read, of the first also the headers of a few images.
 
     Args:
-        path_or_name: as for `load_data`.
-        split: likewise.
+        source: as a reader gives it.
         image_size: side to decode to; by default a known data set's own, else `usual_size` of the first images.
-        announce: called with one line before the Hub is asked.
 
     Raises:
-        UserError: no parquet files, or not this split, or labels out of range.
+        UserError: it is not kept as parquet files, or labels are missing or out of range.
     """
-    path = Path(path_or_name).expanduser()
-    if path.exists():
-        found = parquet_files(path)
-        if not found:
-            raise UserError(
-                f"expected a folder of parquet files or a Hub name to stream from, got {path}; leave out --stream, or "
-                "write the images in shards: datasets.load_dataset('imagefolder', …), then to_parquet"
-            )
-        files, source, spec = list(map(str, files_of_split(found, split, root=path)[0])), path.resolve().name, None
-    else:
-        announce(f"asking the Hugging Face Hub for {path_or_name}")
-        files, source, spec = shards_on_hub(str(path_or_name), split)
-    shards = read_shards(files)
+    if source.shards is None:
+        raise UserError(
+            f"expected a folder of parquet files or a Hub name to stream from, got {source.label}; leave out --stream, "
+            "or write the images in shards: datasets.load_dataset('imagefolder', …), then to_parquet"
+        )
+    shards = read_shards(source.shards())
     unlabelled = next((shard.file for shard in shards if shard.labels.null_count), None)
     if unlabelled is not None:
         raise UserError(f"{unlabelled}: expected a label for each image, got rows without")
@@ -133,16 +116,13 @@ def open_stream(
     labels = np.concatenate([shard.labels.to_numpy() for shard in shards]).astype(np.int64)
     classes = columns.classes or number_names(labels.tolist())
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
-        raise UserError(f"{source}: expected images with labels from 0 to {len(classes) - 1}, got others or none")
+        raise UserError(f"{source.label}: expected images with labels from 0 to {len(classes) - 1}, got others or none")
     pieces = tuple(Piece(shard.file, 0, len(shard.labels)) for shard in shards)
     first = next(piece for piece in pieces if len(piece))
-    headers = [read_header(row) for row in parquet_rows(first.file, columns, 0, min(32, len(first)))]
-    channels, sizes = max(header.channels for header in headers), [header.size for header in headers]
-    spec = spec or recognised(classes, channels=channels, sizes=sizes)
-    side = image_size or (spec.image_size if spec else usual_size(sizes))
-    channels = spec.channels if spec else channels
+    sample = Contents(classes, SAMPLE, lambda: parquet_rows(first.file, columns, 0, min(SAMPLE, len(first))))
+    spec, side, channels = plan(sample, source.spec, image_size, None)
     images: Any = Undecoded((len(labels), side, side, channels))
-    facts = described(spec, source=source, channels=channels)
+    facts = described(spec, source=source.label, channels=channels)
     return ImageStream(images, labels, classes, **facts, pieces=pieces, columns=columns)
 
 

@@ -39,39 +39,27 @@ class Shard:
     labels: Any
 
 
-def parquet_files(path: Path) -> list[Path]:
-    """The parquet files of a folder, or the one that the path is.
-
-    Example:
-        >>> parquet_files(Path("."))
-        []
-    """
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.suffix.lower() == ".parquet" and file.is_file()]
-
-
 def find_parquet(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
     """The parquet files of one split: a single one, or those of a folder.
 
     Raises:
         UserError: no such split, or a shard is missing.
     """
-    files = parquet_files(place) if isinstance(place, Path) else []
-    if not isinstance(place, Path) or not files:
+    if not isinstance(place, Path):
         return None
-    wanted, chosen = files_of_split(files, split, root=place)
+    inside = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = [file for file in inside if file.suffix.lower() == ".parquet" and file.is_file()]
+    if not files:
+        return None
+    chosen, wanted = _files_of_split(files, split, root=place)
     # All files, not just this split's: bare integer labels are counted over all of them.
     stamped = stamps(files, place if place.is_dir() else place.parent)
     identity = ["parquet", str(place.resolve()), list(chosen), stamped]
-    return Source(place.resolve().name, identity, lambda: _opened(list(map(str, wanted)), list(map(str, files))))
+    return Source(place.resolve().name, identity, lambda: _opened(wanted, list(map(str, files))), shards=lambda: wanted)
 
 
-def files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Those of `files` that hold one split, and what they call it. `root` is their folder, or the only file.
-
-    Raises:
-        UserError: no such split, or a shard is missing.
-    """
+def _files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[tuple[str, ...], list[str]]:
+    """What `files` call one split, and those that hold it. `root` is their folder, or the only file."""
     shards = [_SHARD.fullmatch(file.stem) for file in files]
     by_split: dict[str, list[Path]] = {}
     for file, shard in zip(files, shards, strict=True):
@@ -86,7 +74,7 @@ def files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[list[P
                     f"{root}: expected {int(shard['shards'])} files for split {shard['split']!r}, as "
                     f"{file.name} says, got {len(by_split[shard['split']])}. Fetch the missing ones."
                 )
-    return [file for name in chosen for file in by_split[name]], chosen
+    return chosen, [str(file) for name in chosen for file in by_split[name]]
 
 
 def _opened(wanted: list[str], every: list[str]) -> Contents:
