@@ -58,7 +58,7 @@ def join_round(store: dist.Store, rank: int, size: int) -> dist.Store:
             while not here.check([f"name {other}"]):
                 time.sleep(PAUSE)
             names.append(here.get(f"name {other}").decode())
-        here.set("met", json.dumps(names))
+        here.set("members", json.dumps(names))
         return here
     name = uuid.uuid4().hex
     entered = ""
@@ -69,7 +69,7 @@ def join_round(store: dist.Store, rank: int, size: int) -> dist.Store:
             if number != entered:
                 here.set(f"name {rank}", name)
                 entered = number
-            if here.check(["met"]) and name in json.loads(here.get("met")):
+            if here.check(["members"]) and name in json.loads(here.get("members")):
                 return here
         time.sleep(PAUSE)
 
