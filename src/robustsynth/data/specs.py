@@ -141,7 +141,7 @@ def _photographs(name: str, classes: tuple[str, ...], licence: str = "", **norma
     )
 
 
-_OF_NETWORKS = (
+_NOT_LOADED = (
     _photographs("imagenet", tuple(map(str, range(IMAGENET_CLASSES))), "ImageNet's terms"),
     _photographs(
         "restricted-imagenet",
@@ -153,11 +153,11 @@ _OF_NETWORKS = (
     _photographs("apple2orange", ("apple", "orange")),
     _photographs("summer2winter_yosemite", ("summer", "winter")),
 )
-"""Data sets that published networks were trained on, beside those in `DATASETS`."""
+"""Further data sets that published networks were trained on; they are not loaded by their names."""
 
 
-def spec_of_networks(name: str) -> DatasetSpec:
-    """What is known of the data set that a published network was trained on.
+def find_spec(name: str) -> DatasetSpec:
+    """What is known of a data set that published networks were trained on.
 
     Args:
         name: one in `DATASETS`, or ``imagenet``, ``restricted-imagenet``, or one of the published pairs of domains.
@@ -166,11 +166,11 @@ def spec_of_networks(name: str) -> DatasetSpec:
         UnknownNameError: another name; the known ones are listed.
 
     Example:
-        >>> spec = spec_of_networks("cifar10")
+        >>> spec = find_spec("cifar10")
         >>> spec.classes[0], spec.image_size, list(spec.normalisations)[0]
         ('airplane', 32, 'robustness')
     """
-    known = DATASETS | {spec.name: spec for spec in _OF_NETWORKS}
+    known = DATASETS | {spec.name: spec for spec in _NOT_LOADED}
     if name not in known:
         raise UnknownNameError(
             "data set", name, known, "For another one give --classes, --image-size, --mean and --std."
