@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -36,10 +36,9 @@ def find_class_folders(place: Place, split: str, announce: Callable[[str], objec
     splits = _split_folders(place)
     if not splits and not _folders(place):
         return None
-    chosen = choose_splits(list(splits), split, where=str(place)) if splits else _all_is_train(place, split, "ROOT")
-    splits = splits or {"train": place}
-    classes = tuple(sorted({folder.name for path in splits.values() for folder in _folders(path)}))
-    groups = [(path, classes.index(path.name)) for name in chosen for path in _folders(splits[name])]
+    classes = tuple(sorted({path.name for folder in splits.values() or [place] for path in _folders(folder)}))
+    chosen = _of_split(place, splits, split, layout="ROOT/SPLIT/class")
+    groups = [(path, classes.index(path.name)) for folder in chosen for path in _folders(folder)]
     if not any(images_under(path) for path, _ in groups):
         raise UserError(
             f"{place} holds no images for split {split!r}. Expected class folders (ROOT/class/*.png), with or without "
@@ -91,7 +90,10 @@ def find_listed_folders(place: Place, split: str, announce: Callable[[str], obje
         if inner.is_relative_to(outer):
             raise UserError(f"expected folders that lie apart, one for each class, but {inner} lies in {outer}")
     names = _distinct_names([folder.resolve() for folder in folders])
-    groups = [(part, label) for label, folder in enumerate(folders) for part in _parts(folder, split)]
+    groups = []
+    for label, folder in enumerate(folders):
+        splits = {name: folder / name for name in SPLIT_NAMES if images_under(folder / name)}
+        groups += [(part, label) for part in _of_split(folder, splits, split, layout=f"{folder.name}/{{}}")]
     return _source(groups, names, label=",".join(names))
 
 
@@ -165,21 +167,19 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {name: root / name for name in SPLIT_NAMES if (root / name).is_dir() and _folders(root / name)}
 
 
-def _all_is_train(folder: Path, split: str, example: str, classes: str = "/class") -> tuple[str]:
+def _of_split(folder: Path, splits: Mapping[str, Path], split: str, *, layout: str) -> list[Path]:
+    """Those of a folder's split folders that are asked for; itself, where it has none and the images are for training.
+
+    `layout` is where split folders would lie, for a message.
+    """
+    if splits:
+        return [splits[name] for name in choose_splits(list(splits), split, where=str(folder))]
     if split in ("train", "all"):
-        return ("train",)
+        return [folder]
     raise UserError(
         f"{folder} has no split {split!r}: it has no split folders, so that all of it is 'train'. Ask for "
-        f"split='train' or split='all', or arrange it as {example}/train{classes} and {example}/test{classes}."
+        f"split='train' or split='all', or arrange it as {layout.replace('SPLIT', 'train')} and {layout.replace('SPLIT', 'test')}."
     )
-
-
-def _parts(folder: Path, split: str) -> list[Path]:
-    splits = [name for name in SPLIT_NAMES if (folder / name).is_dir() and images_under(folder / name)]
-    if splits:
-        return [folder / name for name in choose_splits(splits, split, where=str(folder))]
-    _all_is_train(folder, split, folder.name, classes="")
-    return [folder]
 
 
 def _distinct_names(folders: Sequence[Path]) -> tuple[str, ...]:
