@@ -93,7 +93,7 @@ def find_listed_folders(place: Place, split: str, announce: Callable[[str], obje
     groups = []
     for label, folder in enumerate(folders):
         splits = {name: folder / name for name in SPLIT_NAMES if images_under(folder / name)}
-        groups += [(part, label) for part in _of_split(folder, splits, split, layout=f"{folder.name}/{{}}")]
+        groups += [(part, label) for part in _of_split(folder, splits, split, layout=f"{folder.name}/SPLIT")]
     return _source(groups, names, label=",".join(names))
 
 
@@ -176,9 +176,10 @@ def _of_split(folder: Path, splits: Mapping[str, Path], split: str, *, layout: s
         return [splits[name] for name in choose_splits(list(splits), split, where=str(folder))]
     if split in ("train", "all"):
         return [folder]
+    train, test = (layout.replace("SPLIT", name) for name in ("train", "test"))
     raise UserError(
         f"{folder} has no split {split!r}: it has no split folders, so that all of it is 'train'. Ask for "
-        f"split='train' or split='all', or arrange it as {layout.replace('SPLIT', 'train')} and {layout.replace('SPLIT', 'test')}."
+        f"split='train' or split='all', or arrange it as {train} and {test}."
     )
 
 
