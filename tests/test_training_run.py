@@ -783,7 +783,7 @@ def test_stopping_before_the_first_step_is_no_accident(tmp_path: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustsynth.data.describing.describe_data", stop)
+    monkeypatch.setattr("robustsynth.data.load.describe_data", stop)
     result = CliRunner().invoke(main, ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 130
     assert result.output.strip() == "stopped"

@@ -96,14 +96,14 @@ def _command(
     given: dict[str, Any],
 ) -> None:
     tell: Callable[[str], object] = say if workers.first else lambda line: None
-    from robustsynth.data.selection import is_part
+    from robustsynth.data.subsets import is_subset
     from robustsynth.rendezvous import note_begun, was_begun
 
     # torchrun starts all anew where one was lost: they go on from the last checkpoint by themselves.
     restarted = workers.agreed(was_begun)
     resume = resume or restarted
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
-    if stream and data is not None and is_part(data):
+    if stream and data is not None and is_subset(data):
         raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"expected a folder for the run, got {folder}, where {file} is a file; choose another --out")
@@ -168,11 +168,11 @@ def _open(
 ) -> tuple[ImageData | ImageStream, bool]:
     """The training images, and whether they are decoded in the cache."""
     if stream:
-        from robustsynth.data.streaming import open_stream
+        from robustsynth.data.load import open_stream
 
         return open_stream(data, "train", image_size=image_size, announce=tell), False
     if dry_run:
-        from robustsynth.data.describing import describe_data
+        from robustsynth.data.load import describe_data
 
         return describe_data(data, "train", image_size=image_size, announce=tell)
     from robustsynth.data import load_data
@@ -216,7 +216,7 @@ def _settings_and_data(
 
 def _defaults(data: str, given: dict[str, Any], tell: Callable[[str], object]) -> tuple[str, dict[str, Any]]:
     """The preset for images such as these, where none is named, and what is changed of it for so many of them."""
-    from robustsynth.data.describing import describe_data
+    from robustsynth.data.load import describe_data
     from robustsynth.training.defaults import attack_for, default_preset, fitted, sizes_for
     from robustsynth.training.fine_tuning import attack_of_model
 

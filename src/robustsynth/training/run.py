@@ -97,7 +97,6 @@ class Trainer:
         streamed = None
         if isinstance(data, ImageStream):
             streamed = Streamed(data, settings, workers=workers, device=self.device, decoders=decoders)
-            data = data.data()
         check_room(settings, data, self.out, resume=resume)
         if streamed is None:
             self.held, self.kept = hold_out(len(data), settings.held_out)

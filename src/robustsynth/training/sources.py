@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustsynth.data import ImageData
-from robustsynth.data.lanes import Failed, LaneBatches
-from robustsynth.data.streaming import ImageStream
+from robustsynth.data.streaming import Failed, ImageStream, StreamBatches
 from robustsynth.errors import UserError
 from robustsynth.processes import ALONE, Workers
 from robustsynth.randomness import generator
@@ -169,13 +168,13 @@ class Streamed:
     def epoch(self, number: int, first: int, rows: Rows | None) -> Iterator[Batch]:
         """See `BatchSource`. `rows` are those of this process's lanes already."""
         settings = self.settings
-        lanes = LaneBatches(
+        lanes = StreamBatches(
             self.stream,
             self.pieces,
             seed=settings.seed,
             epoch=number,
             first=first,
-            lanes=self.lanes,
+            substreams=self.lanes,
             mine=self.mine,
             each=self.part // self.lanes,
             parts=settings.accumulate,
