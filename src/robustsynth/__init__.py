@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     )
     from robustsynth.tasks.translate import translate
     from robustsynth.tasks.upscale import upscale
-    from robustsynth.training.run import Trainer
     from robustsynth.training.settings import TrainSettings
+    from robustsynth.training.trainer import Trainer
 
 _HOMES = {
     "constraints": ["Box", "L2Ball", "LinfBall"],
@@ -71,8 +71,8 @@ _HOMES = {
     ],
     "tasks.translate": ["translate"],
     "tasks.upscale": ["upscale"],
-    "training.run": ["Trainer"],
     "training.settings": ["TrainSettings"],
+    "training.trainer": ["Trainer"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

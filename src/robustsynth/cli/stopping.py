@@ -11,11 +11,11 @@ STOPPED = 130
 
 
 @contextmanager
-def stoppable(asked: list[int]) -> Iterator[None]:
-    """Fill the list when the user asks to stop, by Ctrl-C or a polite kill; asking twice stops at once."""
+def stoppable(asked: list[int], *, at_once: bool = True) -> Iterator[None]:
+    """Fill the list when the user asks to stop, by Ctrl-C or a polite kill; asking twice stops at once where it may."""
 
     def note(number: int, _: object) -> None:
-        if asked:
+        if asked and at_once:
             raise KeyboardInterrupt
         asked.append(number)
 

@@ -9,19 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustsynth.errors import UserError
+from robustsynth.training.attack import correct_clean_and_attacked
+from robustsynth.training.checkpoints import TrainState
+from robustsynth.training.data import Streamed
 from robustsynth.training.guard import GUARD_IMAGES
-from robustsynth.training.selecting import right_clean_and_attacked
-from robustsynth.training.state import TrainState
 from robustsynth.training.step import NotFiniteError, train_step
-
-if TYPE_CHECKING:
-    from robustsynth.training.run import Trainer
+from robustsynth.training.trainer import Trainer
 
 BUDGET = 6.0
 """Seconds after which no further step is measured; the first ones, of each size, always are."""
@@ -94,8 +93,7 @@ def forecast(trainer: Trainer) -> Forecast:
     size, device = trainer.size, trainer.device
     sides = [settings.side(step, per_epoch, size) for step in range(state.step, total)]
     scratch = _scratch(state)
-    rows = settings.batch_size if trainer.team.rows is None else len(trainer.team.rows.indices)
-    rows -= rows % settings.accumulate
+    rows = trainer.team.count - trainer.team.count % settings.accumulate
     shape = trainer.data.images.shape
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(rows, shape[3], shape[1], shape[2], generator=draw).to(device)
@@ -106,11 +104,7 @@ def forecast(trainer: Trainer) -> Forecast:
         seconds[side] = _step_seconds(trainer, scratch, images, labels)
     images, labels = images[:16], labels[:16]
     look = _seconds(lambda: _select(trainer, images, labels), device) / len(images)
-    evaluations = sum(
-        1
-        for epoch in range(state.step // per_epoch, settings.epochs)
-        if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs
-    )
+    evaluations = sum(settings.evaluates(epoch) for epoch in range(state.step // per_epoch, settings.epochs))
     looked = evaluations * len(trainer.held) / trainer.workers.size
     if settings.guarded:
         looked += len(sides) / settings.guard_every * min(GUARD_IMAGES, len(trainer.held))
@@ -123,7 +117,7 @@ def forecast(trainer: Trainer) -> Forecast:
         selecting_seconds=looked * look,
         memory=_peak(device),
         checkpoints=CHECKPOINTS * _checkpoint_bytes(trainer, pixels),
-        cache=0 if trainer.streamed else len(trainer.data) * pixels,
+        cache=0 if isinstance(trainer.source, Streamed) else len(trainer.data) * pixels,
     )
 
 
@@ -141,15 +135,8 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
         state.step = step
         # Random images may drive the copy's weights anywhere; the time is the same.
         try:
-            train_step(
-                state,
-                trainer.predict,
-                images,
-                labels,
-                steps_per_epoch=trainer.steps_per_epoch,
-                size=trainer.size,
-                twin=trainer.twin,
-            )
+            given = {"steps_per_epoch": trainer.steps_per_epoch, "size": trainer.size, "frozen": trainer.frozen}
+            train_step(state, trainer.predict, images, labels, **given)
         except (NotFiniteError, UserError):
             state.step = step
 
@@ -163,7 +150,7 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
 def _select(trainer: Trainer, images: Tensor, labels: Tensor) -> None:
     settings = trainer.settings
     logits = trainer.predict(trainer.state.average)
-    right_clean_and_attacked(logits, images, labels, norm=settings.norm, eps=settings.eps, size=trainer.size)
+    correct_clean_and_attacked(logits, images, labels, norm=settings.norm, eps=settings.eps, size=trainer.size)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

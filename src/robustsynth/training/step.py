@@ -1,4 +1,4 @@
-"""One training step: a function of the network, a batch, and a stream of random numbers keyed by the step."""
+"""One training step: a function of the network, a batch, and random numbers keyed by the step and the image's place."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ from robustsynth.constraints import ball
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
-from robustsynth.training.attack import recipe_attack
-from robustsynth.training.attack_network import AttackNetwork
-from robustsynth.training.augment import augment
-from robustsynth.training.mixing import cutmix
+from robustsynth.training.attack import AttackNetwork, recipe_attack
+from robustsynth.training.checkpoints import TrainState
+from robustsynth.training.data import augment, cutmix
+from robustsynth.training.distributed import SINGLE, Team
 from robustsynth.training.recipes import perturbed_weights, recipe_loss
-from robustsynth.training.state import TrainState
-from robustsynth.training.workers import SINGLE, Team, own
 
-STEP = 2
-"""Key of a step's random streams: its augmentation and its attack; 1 is that of an epoch's order."""
-
-DROPOUT = 4
-"""Key of what is dropped in it; 3 is that of the guard's looks."""
+STEP, DROPOUT, CUTMIX = 2, 4, 5
+"""Keys of a step's random streams: of each image's augmentation and attack, of what is dropped, of which images are
+mixed; 1 is that of an epoch's order, 3 that of the guard's looks."""
 
 
 class NotFiniteError(Exception):
@@ -58,12 +54,13 @@ def train_step(
     size: int,
     team: Team = SINGLE,
     outer: nn.Module | None = None,
-    twin: AttackNetwork | None = None,
+    frozen: AttackNetwork | None = None,
 ) -> StepResult:
     """Attack a batch and move the weights of ``state.network`` against it, by the recipe of ``state.settings``.
 
     Only the network, the optimizer, the average and, for free, the perturbation that goes on to the next batch are
-    changed; nothing is written. The random numbers depend on the run's seed and the step's number alone.
+    changed; nothing is written. An image's random numbers depend on the run's seed, the step and its place in the
+    batch.
 
     Args:
         state: of the run.
@@ -72,23 +69,24 @@ def train_step(
         labels: (N,) integers.
         steps_per_epoch: steps of an epoch.
         size: side in pixels that the run ends at.
-        team: the processes that take this step together, each with its rows of the batch as `images`.
+        team: the processes that take this step together, each with its part of the batch as `images`.
         outer: ``state.network`` as ``team.wrapped`` gives it.
-        twin: of ``state.network``, for the attack to ask in its place, with the statistics that the step begins with.
+        frozen: copy of ``state.network``, for the attack to ask in its place, with the statistics that the step begins
+            with.
 
     Raises:
         NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
     """
     settings = state.settings
-    stream = generator(settings.seed, STEP, state.step)
-    given = {} if team.rows is None else {"rows": team.rows}
-    images = augment(images, settings, stream, side=settings.side(state.step, steps_per_epoch, size), **given)
+    places = range(len(images)) if team.rows is None else team.rows.tolist()
+    generators = [generator(settings.seed, STEP, state.step, place) for place in places]
+    images = augment(images, settings, generators, side=settings.side(state.step, steps_per_epoch, size))
     if settings.cutmix:
-        classes = len(state.data["classes"])
         # A partner may be another process's image.
-        whole = team.whole(images), team.whole(labels)
-        mixed = cutmix(*whole, classes=classes, probability=settings.cutmix, generator=stream)
-        images, labels = (own(each, team.rows) for each in mixed)
+        batch, classes = (team.gathered(images), team.gathered(labels)), len(state.data["classes"])
+        stream = generator(settings.seed, CUTMIX, state.step)
+        mixed = cutmix(*batch, classes=classes, probability=settings.cutmix, generator=stream)
+        images, labels = map(team.own, mixed)
     for group in state.optimizer.param_groups:
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
@@ -97,7 +95,7 @@ def train_step(
         if settings.recipe == "free":
             result = _replay(state, passes, images, labels, settings.eps * scale)
         else:
-            result = _attack_and_descend(state, passes, images, labels, stream, scale, twin)
+            result = _attack_and_descend(state, passes, images, labels, generators, scale, frozen)
     team.average_statistics(state.network)
     state.step += 1
     state.update_average()
@@ -107,7 +105,7 @@ def train_step(
 @contextlib.contextmanager
 def _dropout(state: TrainState, team: Team, device: torch.device) -> Iterator[None]:
     """Dropout draws from PyTorch's own generator, whose state no checkpoint has: within this it is the step's own."""
-    first = 0 if team.rows is None else int(team.rows.indices[0])
+    first = 0 if team.rows is None else int(team.rows[0])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator(state.settings.seed, DROPOUT, state.step, first).initial_seed())
         yield
@@ -138,14 +136,14 @@ def _attack_and_descend(
     passes: _Passes,
     images: Tensor,
     labels: Tensor,
-    stream: torch.Generator,
+    generators: list[torch.Generator],
     scale: float,
-    twin: AttackNetwork | None,
+    frozen: AttackNetwork | None,
 ) -> StepResult:
     settings, network, team = state.settings, state.network, passes.team
-    if twin is not None:
-        twin.follow(network)
-    logits = passes.predict(network if twin is None else twin)
+    if frozen is not None:
+        frozen.follow(network)
+    logits = passes.predict(network if frozen is None else frozen)
     total, shown = 0.0, images
     state.optimizer.zero_grad()
     for index, (part, truth) in enumerate(_parts(settings.accumulate, images, labels)):
@@ -153,9 +151,9 @@ def _attack_and_descend(
         if settings.eps > 0:
             # Parameters' gradients would be wasted on the attack.
             network.train(settings.attack_statistics == "train").requires_grad_(False)
-            failed, given = False, {"scale": scale, "level": state.attack_level, "rows": team.part_rows}
+            failed, own = False, generators[index * len(part) : (index + 1) * len(part)]
             try:
-                attacked = recipe_attack(logits, part, truth, settings, stream, **given)
+                attacked = recipe_attack(logits, part, truth, settings, own, scale=scale, level=state.attack_level)
             except NonFiniteError:
                 failed = True
             finally:
@@ -169,7 +167,7 @@ def _attack_and_descend(
 
         last = index + 1 == settings.accumulate
         if settings.awp:
-            # Not the attack's twin: its weights are frozen.
+            # Not the attack's copy: its weights are frozen.
             ascended = functools.partial(loss, passes.predict(network))
             with perturbed_weights(network, ascended, settings.awp, team=team):
                 total += passes.descend(loss, settings.accumulate, last=last)
