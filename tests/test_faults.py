@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib.util
+import io
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import robustsynth.data.cache as cache_module
+import robustsynth.training.checkpoints as checkpoints_module
 import robustsynth.training.step as step_module
 import robustsynth.training.trainer as trainer_module
 from conftest import png
@@ -277,14 +279,27 @@ def test_both_damaged_is_an_error_and_the_best_model_is_left(ended: Path, pictur
     assert result.exit_code == 0, result.output
 
 
-def test_a_checkpoint_of_before_there_were_checksums(ended: Path, whole: Path) -> None:
-    contents = torch.load(ended / BEFORE, weights_only=True)
-    del contents["checksum"]
-    (ended / BEFORE).unlink()
-    torch.save(contents, ended / CHECKPOINT)
-    assert read_checkpoint(ended)["step"] == 8
-    assert resume(ended).exit_code == 0
-    assert_same(ended, whole)
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("number", [None, 1, 99])
+def test_a_checkpoint_of_another_format_is_refused_and_left_as_it_is(
+    ended: Path, pictures: Path, tmp_path: Path, number: int | None, sealed: bool
+) -> None:
+    """Those of 0.1.0 have no number, and before that no checksum."""
+    contents = torch.load(ended / CHECKPOINT, weights_only=True) | {"format": number}
+    for name in ("format", "attack_level", "good") if number is None else ():
+        contents.pop(name)
+    packed = io.BytesIO()
+    torch.save(contents, packed)
+    if sealed:
+        checkpoints_module._add_checksum(packed, 12)
+    (ended / CHECKPOINT).write_bytes(packed.getvalue())
+    files = {path: path.read_bytes() for path in ended.iterdir()}
+    told = refused(
+        resume(ended), f"got format {number or 1}, of another version of robustsynth", "go on with that version"
+    )
+    assert f"another --out: --fine-tune {ended}" in told
+    assert {path: path.read_bytes() for path in ended.iterdir()} == files
+    assert train(pictures, tmp_path / "again", "--fine-tune", ended).exit_code == 0
 
 
 def test_what_a_killed_writer_left_is_removed_and_both_names_are_kept(tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def _command(
     data = data or (begun or {}).get("data")
     if data is None:
         if begun is not None:
-            raise UserError(f"expected {RUN_FILE} to say which data the run is of, got a damaged file; pass --data")
+            raise UserError(
+                f"expected {RUN_FILE} of the run to say which data it is of, got a damaged file; pass --data"
+            )
         raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
     if begun is not None and preset is None:
         settings = settings_from(begun["settings"] | given)
