@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_as_it_is(
     told = refused(
         resume(ended), f"got format {number or 1}, of another version of robustsynth", "go on with that version"
     )
-    assert f"another --out: --fine-tune {ended}" in told
+    assert f"begin again in another --out, also from the best model so far: --fine-tune {ended}" in told
     assert {path: path.read_bytes() for path in ended.iterdir()} == files
     assert train(pictures, tmp_path / "again", "--fine-tune", ended).exit_code == 0
 
@@ -668,7 +668,7 @@ def test_ctrl_c_once_more_stops_at_once(pictures: Path, tmp_path: Path, monkeypa
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(trainer_module, "correct_clean_and_attacked", evaluation)
+    monkeypatch.setattr(trainer_module, "count_clean_and_robust", evaluation)
     assert train(pictures, tmp_path / "out").exit_code == 130
     monkeypatch.undo()
     monkeypatch.setattr(trainer_module, "EPOCH_SECONDS", 0)

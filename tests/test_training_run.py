@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -347,6 +348,30 @@ def test_a_stopped_run_goes_on_exactly(
         trainer = train(tmp_path, stop=stop, resume=True)
         assert trainer.state.execution.precision == precision
     assert_equal_outcome(outcome(tmp_path), undisturbed(precision))
+
+
+@pytest.mark.parametrize("way", ["break", "exception", "close"])
+def test_a_loop_that_is_left_stops_at_that_step_with_a_checkpoint(
+    tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]], way: str
+) -> None:
+    """In mid-epoch and at an epoch's end, before any checkpoint would be due."""
+    for stop in (3, 8):
+        given = {"resume": True} if stop == 8 else {"precision": "float32"}
+        trainer = Trainer(quick(), pictures(), tmp_path, device="cpu", **given)
+        if way == "close":
+            steps = trainer.steps()
+            while trainer.state.step < stop:
+                next(steps)
+            del steps
+        elif way == "break":
+            train_until(trainer, stop)
+        else:
+            with contextlib.suppress(ZeroDivisionError):
+                for _ in trainer.steps():
+                    assert 1 / (stop - trainer.state.step)
+        assert (read_checkpoint(tmp_path)["step"], trainer.finished) == (stop, False)
+    train(tmp_path, resume=True)
+    assert_equal_outcome(outcome(tmp_path), undisturbed("float32"))
 
 
 def test_precisions_differ(undisturbed: Callable[[str], dict[str, Any]]) -> None:

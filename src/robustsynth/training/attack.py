@@ -6,17 +6,18 @@ selected by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustsynth.constraints import ball
 from robustsynth.loop import Problem, pgd
 from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
-from robustsynth.objectives import Network, Objective, Untargeted
+from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import normal
 from robustsynth.training.settings import TrainSettings
 
@@ -107,27 +108,6 @@ def noisy_step_images(
     return pgd(problem, step_size=eps, steps=1, use_best=False)
 
 
-@dataclass(frozen=True)
-class Divergence(Objective):
-    """−KL(p(reference) ‖ p(image)): minimised, it moves a prediction away from what it was.
-
-    Args:
-        network: images to logits.
-        reference: logits (N, classes) of the images as they were.
-
-    Example:
-        >>> same = torch.tensor([[1.0, 2.0]])
-        >>> Divergence(lambda x: x.flatten(1), same)(same.view(1, 1, 1, 2)).abs().item()
-        0.0
-    """
-
-    network: Network
-    reference: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return -divergence(self.reference, self.network(images))
-
-
 def divergence(first: Tensor, second: Tensor) -> Tensor:
     """KL(p ‖ q) in nats, (N,), of the distributions with logits `first` and `second` (N, classes).
 
@@ -190,7 +170,7 @@ def recipe_attack(
             reference = network(images)
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
         start = (images + TRADES_NOISE * normal(generators, images.shape[1:]).to(images.device)).clamp(0, 1)
-        problem = Problem(start, Divergence(network, reference), ball(settings.norm, eps), center=images)
+        problem = Problem(start, lambda x: -divergence(reference, network(x)), ball(settings.norm, eps), center=images)
         return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
     # What collapsed without noise begins with it from then on.
     random = settings.random_start or level > 0
@@ -210,7 +190,7 @@ PGD_STEPS = 10
 """Steps of the selecting attack, each eps/4 long, from the images themselves."""
 
 
-def correct_clean_and_attacked(
+def count_clean_and_robust(
     logits: Network, images: Tensor, labels: Tensor, *, norm: str, eps: float, size: int
 ) -> tuple[int, int]:
     """How many images of a batch are classified correctly, and how many under PGD-10.
@@ -225,17 +205,16 @@ def correct_clean_and_attacked(
 
     Example:
         >>> images = torch.tensor([[[[0.4, 0.6]]], [[[0.0, 1.0]]]])
-        >>> correct_clean_and_attacked(lambda x: x.flatten(1), images, torch.tensor([1, 1]), norm="linf", eps=0.2,
-        ...                          size=2)
+        >>> count_clean_and_robust(lambda x: x.flatten(1), images, torch.tensor([1, 1]), norm="linf", eps=0.2, size=2)
         (2, 1)
     """
     if images.shape[-1] != size:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     attacked = adversarial_images(logits, images, labels, norm=norm, eps=eps, step_size=eps / 4, steps=PGD_STEPS)
-    return correct(logits, images, labels), correct(logits, attacked, labels)
+    return count_correct(logits, images, labels), count_correct(logits, attacked, labels)
 
 
-def correct(logits: Network, images: Tensor, labels: Tensor) -> int:
+def count_correct(logits: Network, images: Tensor, labels: Tensor) -> int:
     """How many images of a batch are classified correctly."""
     with torch.no_grad():
         return int((logits(images).argmax(1) == labels).sum())
@@ -280,15 +259,16 @@ class AttackNetwork(nn.Module):
     def follow(self, network: nn.Module) -> None:
         """Take on the weights and statistics that `network` has now."""
         current = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        modules = dict(network.named_modules())
         for name, value in self.frozen.state_dict().items():
-            owner, _, kind = name.rpartition(".")
-            if owner not in self._norms:
+            if name.rpartition(".")[0] not in self._norms:
                 value.copy_(current[name])
-                continue
-            norm = modules[self._norms[owner]]
-            assert isinstance(norm, nn.BatchNorm2d)
-            value.copy_(_folded(current, owner, norm, kind))
+        for name, norm_name in self._norms.items():
+            layer: Any = network.get_submodule(name)
+            norm: Any = network.get_submodule(norm_name)
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            folded = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+            for value, kind in zip(folded, ("weight", "bias"), strict=True):
+                self.frozen.get_parameter(f"{name}.{kind}").copy_(value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), float32, of normalised images (N, C, H, W)."""
@@ -303,17 +283,3 @@ def attack_network(network: nn.Module, settings: TrainSettings, precision: str) 
         return None
     frozen = AttackNetwork(network, precision)
     return frozen if frozen.folds else None
-
-
-def _folded(current: Mapping[str, Tensor], owner: str, norm: nn.BatchNorm2d, kind: str) -> Tensor:
-    """The weight or the bias of the convolution `owner` with `norm` folded into it."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight
-    if kind == "weight":
-        return current[f"{owner}.weight"] * scale.view(-1, 1, 1, 1)
-    before = current.get(f"{owner}.bias", torch.zeros_like(scale))
-    shift = (before - norm.running_mean) * scale
-    return shift + norm.bias if norm.affine else shift

@@ -320,12 +320,9 @@ def read_checkpoint(
     try:
         contents = _read(folder / BEFORE, device)
     except _DamagedError as error:
-        remedy = "begin again in another --out"
-        if (folder / "card.json").exists():
-            remedy += f", also from the best model so far, which is kept apart from them: --fine-tune {folder}"
         raise UserError(
             f"expected a whole checkpoint in {folder}, but {CHECKPOINT} is damaged ({newest}) and there is none before "
-            f"it to go back to ({BEFORE}: {error}); {remedy}"
+            f"it to go back to ({BEFORE}: {error}); {_begin_again(folder)}"
         ) from None
     again = f"{newest.step - contents['step']} steps" if newest.step else "the steps since"
     announce(
@@ -337,6 +334,12 @@ def read_checkpoint(
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder / CHECKPOINT, folder / DAMAGED)
     return contents
+
+
+def _begin_again(folder: Path) -> str:
+    """The remedy where a run cannot go on."""
+    best = f", also from the best model so far: --fine-tune {folder}" if (folder / "card.json").exists() else ""
+    return f"begin again in another --out{best}"
 
 
 def _add_checksum(packed: io.BytesIO, step: int) -> None:
@@ -397,7 +400,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
             raise UserError(
                 f"expected a checkpoint of tensors and plain values in {path}, but it holds code, which is never "
                 "executed here. Convert it where you trust it: torch.load it there with weights_only=False and "
-                "torch.save its state_dict() instead; or begin again in another --out"
+                f"torch.save its state_dict() instead; or {_begin_again(path.parent)}"
             ) from None
         raise _DamagedError((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
     missing = [name for name in NEEDED if not isinstance(contents, dict) or name not in contents]
@@ -407,8 +410,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     if (found := contents.get("format", 1)) != FORMAT:
         raise UserError(
             f"expected a checkpoint of format {FORMAT} in {path}, got format {found}, of another version of "
-            "robustsynth; go on with that version, or begin from the best model so far in another --out: "
-            f"--fine-tune {path.parent}"
+            f"robustsynth; go on with that version, or {_begin_again(path.parent)}"
         )
     if not checksum:
         raise _DamagedError("its checksum is missing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,16 +39,14 @@ class InMemory:
     Attributes:
         held: numbers of the images that are held out to select by.
         kept: numbers of those that are trained on.
+        summary: for a checkpoint, what makes it the same stream: it is none.
     """
+
+    summary: Mapping[str, Any] = {"stream": None}
 
     def __init__(self, data: ImageData, settings: TrainSettings, device: torch.device) -> None:
         self.data, self.settings, self.device = data, settings, device
         self.held, self.kept = hold_out(len(data), settings.held_out)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """For a checkpoint: this is no stream."""
-        return {"stream": None}
 
     def epoch(self, number: int, first: int, rows: Tensor | None) -> Iterator[Batch]:
         """The batches of epoch `number` from that at position `first` on; of each only `rows`, all where None.

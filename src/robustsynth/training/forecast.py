@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustsynth.errors import UserError
-from robustsynth.training.attack import correct_clean_and_attacked
+from robustsynth.training.attack import count_clean_and_robust
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.data import Streamed
 from robustsynth.training.guard import GUARD_IMAGES
@@ -60,20 +60,13 @@ class Forecast:
     checkpoints: int
     cache: int
 
-    @property
-    def seconds(self) -> float:
-        """All that is to go."""
-        return self.training_seconds + self.selecting_seconds
-
     def lines(self) -> list[str]:
         """For people: time, then memory and disk."""
-        sides = len(self.step_seconds) > 1
-        each = ", ".join(
-            f"{seconds:.2f} s a step" + (f" at {side} pixels" if sides else "")
-            for side, seconds in self.step_seconds.items()
-        )
+        at = " at {} pixels" if len(self.step_seconds) > 1 else ""
+        each = ", ".join(f"{seconds:.2f} s a step{at.format(side)}" for side, seconds in self.step_seconds.items())
+        total = duration(self.training_seconds + self.selecting_seconds)
         return [
-            f"about {duration(self.seconds)} to go: {self.steps} steps, {self.epochs:.4g} epochs; {each}, "
+            f"about {total} to go: {self.steps} steps, {self.epochs:.4g} epochs; {each}, "
             f"{duration(self.selecting_seconds)} of evaluation",
             f"memory: {amount(self.memory)} at its peak; disk: {amount(self.checkpoints)} of checkpoints"
             + (f", {amount(self.cache)} of decoded images in the cache" if self.cache else ""),
@@ -103,7 +96,8 @@ def forecast(trainer: Trainer) -> Forecast:
         scratch.step = state.step + sides.index(side)
         seconds[side] = _step_seconds(trainer, scratch, images, labels)
     images, labels = images[:16], labels[:16]
-    look = _seconds(lambda: _select(trainer, images, labels), device) / len(images)
+    logits, attack = trainer.predict(state.average), {"norm": settings.norm, "eps": settings.eps}
+    look = _seconds(lambda: count_clean_and_robust(logits, images, labels, size=size, **attack), device) / len(images)
     evaluations = sum(settings.evaluates(epoch) for epoch in range(state.step // per_epoch, settings.epochs))
     looked = evaluations * len(trainer.held) / trainer.workers.size
     if settings.guarded:
@@ -145,12 +139,6 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
     while len(times) < MEASURED and (time.perf_counter() - began < BUDGET):
         times.append(_seconds(once, images.device))
     return statistics.median(times or [first])
-
-
-def _select(trainer: Trainer, images: Tensor, labels: Tensor) -> None:
-    settings = trainer.settings
-    logits = trainer.predict(trainer.state.average)
-    correct_clean_and_attacked(logits, images, labels, norm=settings.norm, eps=settings.eps, size=trainer.size)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
-from robustsynth.training.attack import correct, correct_clean_and_attacked, recipe_attack, strength
+from robustsynth.training.attack import count_clean_and_robust, count_correct, recipe_attack, strength
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.distributed import SINGLE, Team
 
@@ -30,37 +30,6 @@ CHANCE = 5
 """Fewer images than this that only one of the attacks turns are no sign of anything."""
 
 
-def look(
-    state: TrainState, logits: Network, images: Tensor, labels: Tensor, *, scale: float
-) -> tuple[float, float] | None:
-    """Compare the two attacks on the network as it is.
-
-    Args:
-        state: of the run.
-        logits: of ``state.network``, which is in evaluation mode, its parameters frozen, meanwhile.
-        images: (N, C, H, W) in [0, 1], of the size that is trained at.
-        labels: (N,) integers.
-        scale: of eps at this step.
-
-    Returns:
-        The shares of images classified correctly under the training's attack and under PGD-10; None where the weights
-        are not finite.
-    """
-    settings, network = state.settings, state.network
-    training = network.training
-    network.eval().requires_grad_(False)
-    generators = [generator(settings.seed, GUARD, state.step, place) for place in range(len(images))]
-    given, pgd = {"scale": scale, "level": state.attack_level}, {"norm": settings.norm, "eps": scale * settings.eps}
-    try:
-        attacked = recipe_attack(logits, images, labels, settings, generators, **given)
-        _, robust = correct_clean_and_attacked(logits, images, labels, size=images.shape[-1], **pgd)
-        return correct(logits, attacked, labels) / len(images), robust / len(images)
-    except NonFiniteError:
-        return None
-    finally:
-        network.train(training).requires_grad_(True)
-
-
 def watch(
     state: TrainState,
     predict: Callable[[nn.Module], Network],
@@ -71,21 +40,21 @@ def watch(
     announce: Callable[[str], object],
     team: Team = SINGLE,
 ) -> None:
-    """Look; keep the weights where all is well, and recover where training has collapsed.
+    """Compare the two attacks; keep the weights where all is well, and recover where training has collapsed.
 
     Args:
         state: of the run; `state.good` holds the weights to go back to.
         predict: makes a network a function from images to logits.
-        images: as for `look`.
-        labels: as for `look`.
-        scale: as for `look`.
+        images: (N, C, H, W) in [0, 1], of the size that is trained at.
+        labels: (N,) integers.
+        scale: of eps at this step.
         announce: told of a collapse.
-        team: the processes that train; the first looks, and all do as it saw.
+        team: the processes that train; the first compares, and all do as it saw.
 
     Raises:
         NonFiniteError: the weights are not finite.
     """
-    seen = team.workers.agreed(lambda: look(state, predict(state.network), images, labels, scale=scale))
+    seen = team.workers.agreed(lambda: _shares_correct(state, predict(state.network), images, labels, scale))
     if seen is None:
         raise NonFiniteError(images, {})
     trained, pgd = seen
@@ -95,21 +64,28 @@ def watch(
         steps = strength(state.settings, state.attack_level)[0]
         event = {"step": state.step, "trained": trained, "pgd": pgd, "back_to": back, "attack_steps": steps}
         state.collapses.append(event)
-        announce(described(event))
+        announce(
+            f"catastrophic overfitting at step {state.step}: {100 * trained:.0f} % correct under the attack "
+            f"trained with, {100 * pgd:.0f} % under PGD-10; back to the weights of step {back}, on with {steps} attack "
+            "steps"
+        )
     elif trained - pgd <= state.settings.guard_gap / 2:
         state.keep_good()
 
 
-def described(event: dict[str, float]) -> str:
-    """A collapse in words.
-
-    Example:
-        >>> described({"step": 400, "trained": 0.95, "pgd": 0.0, "back_to": 200, "attack_steps": 2})
-        'catastrophic overfitting at step 400: 95 % correct under the attack trained with, 0 % under PGD-10; \
-back to the weights of step 200, on with 2 attack steps'
-    """
-    return (
-        f"catastrophic overfitting at step {event['step']}: {100 * event['trained']:.0f} % correct under the attack "
-        f"trained with, {100 * event['pgd']:.0f} % under PGD-10; back to the weights of step {event['back_to']}, on "
-        f"with {event['attack_steps']} attack steps"
-    )
+def _shares_correct(
+    state: TrainState, logits: Network, images: Tensor, labels: Tensor, scale: float
+) -> tuple[float, float] | None:
+    """Shares of images classified correctly under the training's attack and PGD-10; None of weights not finite."""
+    settings, network, count = state.settings, state.network, len(images)
+    training, eps, level = network.training, scale * settings.eps, state.attack_level
+    generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
+    network.eval().requires_grad_(False)
+    try:
+        attacked = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=level)
+        _, robust = count_clean_and_robust(logits, images, labels, norm=settings.norm, eps=eps, size=images.shape[-1])
+        return count_correct(logits, attacked, labels) / count, robust / count
+    except NonFiniteError:
+        return None
+    finally:
+        network.train(training).requires_grad_(True)

@@ -27,7 +27,7 @@ from robustsynth.training.checkpoints import TrainState
 def write_log(rows: list[dict[str, Any]], out: Path) -> None:
     """``log.csv``, a row an epoch."""
     text = io.StringIO()
-    # A run begun before a column was there has rows without it.
+    # Rows from before the first collapse lack its column.
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()

@@ -59,7 +59,7 @@ class TrainSettings:
         awp: size of the adversarial perturbation of the weights, beside pgd and trades, as a share of each layer's
             norm, such as 0.005; 0 for none.
         guard_every: steps between looks for catastrophic overfitting, where the attack has one step; 0 for none.
-        guard_gap: share of images right under the training's attack beyond that under PGD-10 which counts as one.
+        guard_gap: share of images correct under the training's attack beyond that under PGD-10 which counts as one.
         epochs: passes over the training images.
         batch_size: images a step.
         accumulate: parts that each batch is worked through in, for less memory; batch norm sees a part at a time.

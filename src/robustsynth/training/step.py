@@ -27,6 +27,10 @@ STEP, DROPOUT, CUTMIX = 2, 4, 5
 mixed; 1 is that of an epoch's order, 3 that of the guard's looks."""
 
 
+Loss = Callable[[Network], Tensor]
+"""A loss, given the network that it is asked of."""
+
+
 class NotFiniteError(Exception):
     """A step met NaN or infinity and left the weights as they were; the message says in what."""
 
@@ -90,12 +94,12 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
-    passes = _Passes(team, outer or state.network, predict)
+    descend = functools.partial(_descend, predict, outer or state.network, team, settings.accumulate)
     with _dropout(state, team, images.device):
         if settings.recipe == "free":
-            result = _replay(state, passes, images, labels, settings.eps * scale)
+            result = _replay(state, descend, images, labels, settings.eps * scale)
         else:
-            result = _attack_and_descend(state, passes, images, labels, generators, scale, frozen)
+            result = _attack_and_descend(state, descend, predict, team, images, labels, generators, scale, frozen)
     team.average_statistics(state.network)
     state.step += 1
     state.update_average()
@@ -111,39 +115,35 @@ def _dropout(state: TrainState, team: Team, device: torch.device) -> Iterator[No
         yield
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """How the weights' gradients come about: by whom, through which network, and in which precision."""
-
-    team: Team
-    outer: nn.Module
-    predict: Callable[[nn.Module], Network]
-
-    def descend(self, loss: Callable[[Network], Tensor], parts: int, *, last: bool) -> float:
-        """Add a part's share of the gradient; its share of the loss, over all processes."""
-        with self.team.summing(self.outer, last=last):
-            # Wrapped networks prepare for the backward pass in the forward pass.
-            value = loss(self.predict(self.outer))
-            mean = self.team.mean(float(value.detach()))
-            if not math.isfinite(mean):
-                raise NotFiniteError("a finite loss")
-            (self.team.weighted(value) / parts).backward()
-        return mean / parts
+def _descend(
+    predict: Callable[[nn.Module], Network], network: nn.Module, team: Team, parts: int, loss: Loss, *, last: bool
+) -> float:
+    """Add the gradient of one of so many parts of a batch; its share of the loss, over all processes."""
+    with team.summing(network, last=last):
+        # Wrapped networks prepare for the backward pass in the forward pass.
+        value = loss(predict(network))
+        mean = team.mean(float(value.detach()))
+        if not math.isfinite(mean):
+            raise NotFiniteError("a finite loss")
+        (team.weighted(value) / parts).backward()
+    return mean / parts
 
 
 def _attack_and_descend(
     state: TrainState,
-    passes: _Passes,
+    descend: Callable[..., float],
+    predict: Callable[[nn.Module], Network],
+    team: Team,
     images: Tensor,
     labels: Tensor,
     generators: list[torch.Generator],
     scale: float,
     frozen: AttackNetwork | None,
 ) -> StepResult:
-    settings, network, team = state.settings, state.network, passes.team
+    settings, network = state.settings, state.network
     if frozen is not None:
         frozen.follow(network)
-    logits = passes.predict(network if frozen is None else frozen)
+    logits = predict(network if frozen is None else frozen)
     total, shown = 0.0, images
     state.optimizer.zero_grad()
     for index, (part, truth) in enumerate(_parts(settings.accumulate, images, labels)):
@@ -161,24 +161,17 @@ def _attack_and_descend(
             if team.workers.any(failed)[0]:
                 raise NotFiniteError("a finite attack")
         network.train()
-
-        def loss(logits: Network, part: Tensor = part, attacked: Tensor = attacked, truth: Tensor = truth) -> Tensor:
-            return recipe_loss(logits, part, attacked, truth, settings)
-
-        last = index + 1 == settings.accumulate
-        if settings.awp:
-            # Not the attack's copy: its weights are frozen.
-            ascended = functools.partial(loss, passes.predict(network))
-            with perturbed_weights(network, ascended, settings.awp, team=team):
-                total += passes.descend(loss, settings.accumulate, last=last)
-        else:
-            total += passes.descend(loss, settings.accumulate, last=last)
+        loss = functools.partial(recipe_loss, images=part, attacked=attacked, labels=truth, settings=settings)
+        # Not the attack's copy: its weights are frozen.
+        ascent = functools.partial(loss, predict(network))
+        with perturbed_weights(network, ascent, settings.awp, team=team) if settings.awp else contextlib.nullcontext():
+            total += descend(loss, last=index + 1 == settings.accumulate)
         shown = attacked if index == 0 else shown
     _move(state)
     return StepResult(total, shown)
 
 
-def _replay(state: TrainState, passes: _Passes, images: Tensor, labels: Tensor, eps: float) -> StepResult:
+def _replay(state: TrainState, descend: Callable[..., float], images: Tensor, labels: Tensor, eps: float) -> StepResult:
     """Free adversarial training (Shafahi et al. 2019, Algorithm 1).
 
     The same batch is trained on `free_replays` times; each pass gives both the weights' gradient and that of the
@@ -202,7 +195,7 @@ def _replay(state: TrainState, passes: _Passes, images: Tensor, labels: Tensor, 
             def loss(logits: Network, variable: Tensor = variable, truth: Tensor = truth) -> Tensor:
                 return F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
 
-            total += passes.descend(loss, settings.accumulate, last=index + 1 == settings.accumulate)
+            total += descend(loss, last=index + 1 == settings.accumulate)
             assert variable.grad is not None
             with torch.no_grad():
                 moved.append(constraint.project(part + eps * constraint.direction(variable.grad), center))

@@ -25,7 +25,7 @@ from robustsynth.models.execution import Execution, fastest_precision
 from robustsynth.models.files import chosen_device, load_model
 from robustsynth.objectives import Network
 from robustsynth.processes import ALONE, Workers
-from robustsynth.training.attack import attack_network, correct_clean_and_attacked
+from robustsynth.training.attack import attack_network, count_clean_and_robust
 from robustsynth.training.checkpoints import TrainState, has_checkpoint
 from robustsynth.training.data import InMemory, Streamed
 from robustsynth.training.distributed import Team, synchronised
@@ -291,7 +291,7 @@ class Trainer:
         # Whole batches, so that an image is rounded as in one process.
         for start in self.workers.share(range(0, len(self.held), 200)):
             images, labels = self.source.held_out(start, min(start + 200, len(self.held)))
-            counts = correct_clean_and_attacked(logits, images, labels, size=self.size, **given)
+            counts = count_clean_and_robust(logits, images, labels, size=self.size, **given)
             clean, robust = clean + counts[0], robust + counts[1]
         clean, robust = self.workers.total([clean, robust])
         return clean / len(self.held), robust / len(self.held)
@@ -327,15 +327,7 @@ def _check_classes(data: ImageData, kept: np.ndarray, held_out: int) -> None:
 
 
 def _check_passes(network: nn.Module, settings: TrainSettings, size: int, channels: int, images: int) -> None:
-    """Refuse sizes that the network cannot take, before a run is on its way to them.
-
-    Args:
-        network: to be trained; it is not changed.
-        settings: of the run.
-        size: side in pixels that the run ends at.
-        channels: of the images.
-        images: that go through it at a time.
-    """
+    """Refuse sides, up to `size` in the end, and numbers of images at a time that the network cannot take."""
     early = settings.early_size or size
     if early > size:
         raise UserError(f"expected early_size of at most the images' side, got {early} and {size}; lower --early-size")
