@@ -14,7 +14,7 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import settings_options
-from robustsynth.cli.stopping import STOPPED, stoppable
+from robustsynth.cli.progress import STOPPED, stoppable
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, settings_from, training_presets
@@ -57,7 +57,7 @@ def command(
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
-    from robustsynth.cli.voices import one_voice
+    from robustsynth.cli.workers import one_voice
     from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 
@@ -223,19 +223,12 @@ def _train(trainer: Trainer, tell: Tell) -> None:
     from tqdm import tqdm
 
     state, alone = trainer.state, trainer.workers.alone
-    stopping: list[int] = []
+    hidden = not (interactive() and trainer.workers.first)
+    bar = tqdm(
+        total=trainer.total_steps, initial=state.step, unit="step", desc="training", mininterval=1, disable=hidden
+    )
     # Several processes get the same Ctrl-C twice, from the terminal and from torchrun.
-    with (
-        stoppable(stopping, at_once=alone),
-        tqdm(
-            total=trainer.total_steps,
-            initial=state.step,
-            unit="step",
-            desc="training",
-            mininterval=1,
-            disable=not (interactive() and trainer.workers.first),
-        ) as bar,
-    ):
+    with stoppable(at_once=alone) as stopping, bar:
         for step in trainer.steps():
             bar.update(1)
             if not bar.disable:
