@@ -264,7 +264,7 @@ def test_lanes_divide_a_part(part: int, lanes: int) -> None:
 
 
 def test_processes_that_do_not_divide_the_lanes_are_refused(shards: Path) -> None:
-    with pytest.raises(UserError, match=r"divides the 12 lanes.*got 5; start 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(UserError, match=r"divides the 12 substreams.*got 5; start 1, 2, 3, 4, 6, 12"):
         source(shards, workers=Workers(0, 5))
 
 
