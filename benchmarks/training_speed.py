@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from robustsynth.data import load_data
 from robustsynth.memory import keep_freed_memory
-from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import machine_name, processor_kind
+from robustsynth.models.networks import build_network
 from robustsynth.training.attack_network import AttackNetwork
 from robustsynth.training.augment import augment
 from robustsynth.training.run import Trainer

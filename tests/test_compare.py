@@ -21,7 +21,7 @@ from robustsynth.errors import UserError
 from robustsynth.images import load_picture, to_uint8
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model, save_model
+from robustsynth.models.store import load_model, save_model
 from robustsynth.tasks import compare as comparing
 from robustsynth.tasks.compare import draw_in_turns
 from robustsynth.tasks.compare_figure import BELOW_STARTS, MARGIN, MOST_BANDS, Row, comparison_figure
@@ -40,19 +40,19 @@ def again(folder: Path, to: Path, **fields) -> Path:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, tiny_folder) -> dict[str, Path]:
-    """Models of the tiny one's classes: its standard twin, one of larger pictures, one in grey, one without seeds."""
+    """Models of the tiny one's classes: a standard one, one of larger images, one in grey, one without seeds."""
     root = tmp_path_factory.mktemp("compared")
     found = {"tiny": tiny_folder}
-    for name, size, channels in (("twin", 16, 3), ("large", 24, 3), ("grey", 20, 1), ("bare", 16, 3)):
+    for name, size, channels in (("standard", 16, 3), ("large", 24, 3), ("grey", 20, 1), ("bare", 16, 3)):
         found[name] = make_model_folder(
             root / name, architecture="resnet18", classes=TINY_CLASSES, image_size=size, channels=channels
         )
-    twin = load_model(found["twin"], device="cpu")
+    standard = load_model(found["standard"], device="cpu")
     with torch.no_grad():
-        for weights in twin.network.parameters():
+        for weights in standard.network.parameters():
             weights.mul_(torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) + 0.5)
-    card = dataclasses.replace(ModelCard.load(found["twin"]), threat_model={"norm": "l2", "eps": 0.0}, tasks={})
-    save_model(found["twin"], twin, card)
+    card = dataclasses.replace(ModelCard.load(found["standard"]), threat_model={"norm": "l2", "eps": 0.0}, tasks={})
+    save_model(found["standard"], standard, card)
     (found["bare"] / "seeds.safetensors").unlink()
     return found
 
@@ -74,14 +74,14 @@ def small(*names: object, out: Path, more: tuple[object, ...] = ()):
 
 
 def test_each_model_draws_what_generate_draws_from_the_same_starts(load):
-    tiny, twin = load("tiny", "twin")
-    result = rs.compare([tiny, twin], ["ship", "cat"], num_per_class=2, seed=5, **FIXED)
+    tiny, standard = load("tiny", "standard")
+    result = rs.compare([tiny, standard], ["ship", "cat"], num_per_class=2, seed=5, **FIXED)
     labels = [1, 1, 0, 0]
     assert result.plan.classes == ("ship", "ship", "cat", "cat")
     assert torch.equal(result.seeds, rs.generate(tiny, labels, seed=5, steps=0, **FIXED))
     assert torch.equal(result.images[0], rs.generate(tiny, labels, seed=5, **FIXED))
     tuned = {"eps": 2.0, "step_size": 0.25, "steps": 4}
-    assert torch.equal(result.images[1], rs.generate(twin, labels, seed=5, start=result.seeds, **tuned, **FIXED))
+    assert torch.equal(result.images[1], rs.generate(standard, labels, seed=5, start=result.seeds, **tuned, **FIXED))
     assert bool(result.drawn.all())
     assert result.complete
     assert all(seconds is not None and 0 < seconds < 10 for seconds in result.seconds)
@@ -106,12 +106,12 @@ def test_classes_are_matched_by_name_whatever_their_order(load, tmp_path):
 @pytest.mark.parametrize(
     ("names", "given", "expected"),
     [
-        (("twin", "tiny"), {}, "tiny"),
-        (("tiny", "twin"), {}, "tiny"),
-        (("bare", "twin"), {}, "twin"),
+        (("standard", "tiny"), {}, "tiny"),
+        (("tiny", "standard"), {}, "tiny"),
+        (("bare", "standard"), {}, "standard"),
         (("bare", "large", "tiny"), {}, "large"),
         (("bare",), {}, "bare"),
-        (("twin", "bare"), {"seeds_from": "uniform"}, "twin"),
+        (("standard", "bare"), {"seeds_from": "uniform"}, "standard"),
     ],
 )
 def test_whose_seeds_are_drawn(load, names, given, expected):
@@ -149,19 +149,19 @@ def test_grey_as_colours_is_grey(load):
 
 
 def test_own_settings_are_those_of_each_card(load):
-    tiny, twin = load("tiny", "twin")
-    common = plan_comparison([tiny, twin], **FIXED)
-    own = plan_comparison([tiny, twin], own_settings=True, **FIXED)
+    tiny, standard = load("tiny", "standard")
+    common = plan_comparison([tiny, standard], **FIXED)
+    own = plan_comparison([tiny, standard], own_settings=True, **FIXED)
     assert [s.eps for s in common.settings] == [2.0, 2.0]
-    assert [s.eps for s in own.settings] == [2.0, rs.resolve_generate(twin).eps]
-    given = plan_comparison([tiny, twin], own_settings=True, given={"eps": 7.0}, **FIXED)
+    assert [s.eps for s in own.settings] == [2.0, rs.resolve_generate(standard).eps]
+    given = plan_comparison([tiny, standard], own_settings=True, given={"eps": 7.0}, **FIXED)
     assert [s.eps for s in given.settings] == [7.0, 7.0]
-    assert {s.eps for s in plan_comparison([tiny, twin], preset="paper", **FIXED).settings} == {30.0}
+    assert {s.eps for s in plan_comparison([tiny, standard], preset="paper", **FIXED).settings} == {30.0}
 
 
 def test_models_take_turns(load):
     seen = []
-    models = load("tiny", "twin")
+    models = load("tiny", "standard")
     plan = plan_comparison(models, num_per_class=4, precision="float32", batch_size=None, given={"steps": 2})
     assert all(execution.batch_size <= 4 for execution in plan.executions)
     plan = plan_comparison(models, num_per_class=2, given={"steps": 2}, **FIXED)
@@ -176,7 +176,7 @@ def test_models_take_turns(load):
     [((0, 0, 0), [0, 0], False), ((1, 0, 2), [2, 0], False), ((0, 2, 1), [2, 2], True), ((1, 4, 3), [6, 4], True)],
 )
 def test_a_stopped_comparison_has_what_was_done(load, stop, drawn, timed):
-    plan = plan_comparison(load("tiny", "twin"), num_per_class=2, **FIXED)
+    plan = plan_comparison(load("tiny", "standard"), num_per_class=2, **FIXED)
     result = draw_in_turns(plan, on_step=lambda place, indices, step: (place, indices[0], step.index) != stop)
     assert result.drawn.sum(1).tolist() == drawn
     assert not result.complete
@@ -190,7 +190,7 @@ def test_a_stopped_comparison_has_what_was_done(load, stop, drawn, timed):
 
 
 def test_no_steps_give_the_starts(load):
-    result = rs.compare(load("tiny", "twin"), num_per_class=1, steps=0, **FIXED)
+    result = rs.compare(load("tiny", "standard"), num_per_class=1, steps=0, **FIXED)
     assert torch.equal(result.images[1], result.seeds)
     assert result.seconds == (None, None)
 
@@ -226,11 +226,11 @@ def test_an_image_that_meets_a_nan_is_left_out_and_told(load):
     [
         ((), {}, "expected one or more models to compare, got none"),
         (("tiny",), {"num_per_class": 0}, "expected 1 or more start images of each class, got 0"),
-        (("tiny", "twin"), {"classes": []}, "one or more classes to draw"),
+        (("tiny", "standard"), {"classes": []}, "one or more classes to draw"),
         (
-            ("tiny", "twin"),
+            ("tiny", "standard"),
             {"classes": ["zebra"]},
-            "all models have, got 'zebra', which tiny, twin lack; in common they have cat, ship, t-shirt",
+            "all models have, got 'zebra', which tiny, standard lack; in common they have cat, ship, t-shirt",
         ),
         (("tiny",), {"classes": [3]}, "expected a class index from 0 to 2, got 3"),
         (("tiny",), {"preset": "papre"}, "unknown preset 'papre': did you mean 'paper'"),
@@ -270,7 +270,11 @@ def test_a_class_that_one_model_lacks(load):
         (("tiny", "cifra10"), (), "unknown model 'cifra10': did you mean 'cifar10'"),
         (("tiny", "no/such"), (), "'no/such', which does not exist"),
         (("tiny", "digits"), (), "none in common: tiny has cat, ship, t-shirt; digits has 0, 1"),
-        (("tiny", "twin"), ("--classes", "cat,dog"), "'dog', which tiny, twin lack; in common they have cat, ship"),
+        (
+            ("tiny", "standard"),
+            ("--classes", "cat,dog"),
+            "'dog', which tiny, standard lack; in common they have cat, ship",
+        ),
         (("tiny",), ("--classes", "0-7"), "class index from 0 to 2"),
         (("tiny",), ("--num-per-class", "0"), "1 or more start images"),
     ],
@@ -292,7 +296,7 @@ def test_the_command_wants_a_model(tmp_path):
 
 def test_a_card_of_odd_accuracies_is_refused_before_anything_is_drawn(folders, tmp_path):
     odd = again(folders["tiny"], tmp_path / "odd", accuracies={"rows": [{"eps": "much"}]})
-    result = small(folders["twin"], odd, out=tmp_path / "out")
+    result = small(folders["standard"], odd, out=tmp_path / "out")
     assert result.exit_code == 2
     assert "card of 'odd'" in result.output
     assert not (tmp_path / "out").exists()
@@ -306,7 +310,7 @@ def test_the_command_writes_a_figure_a_table_and_its_settings(folders, tmp_path)
     auto = {"norm": "l2", "attack": "AutoAttack, standard version of x 1", "rows": [{**rows[1], "share": 0.5}]}
     accuracies = {"data": "cats test", "norm": "l2", "attack": "PGD-20", "rows": rows, "auto": auto}
     robust = again(folders["tiny"], tmp_path / "robust", accuracies=accuracies)
-    result = small(robust, folders["twin"], out=tmp_path / "out", more=("--classes", "1-2,cat", "--seed", "3"))
+    result = small(robust, folders["standard"], out=tmp_path / "out", more=("--classes", "1-2,cat", "--seed", "3"))
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figure.png", "settings.json", "table.md"]
     table = (tmp_path / "out" / "table.md").read_text()
@@ -319,9 +323,9 @@ def test_the_command_writes_a_figure_a_table_and_its_settings(folders, tmp_path)
     parameters = f"{sum(p.numel() for p in load_model(robust, device='cpu').parameters()):,}"
     measured = ["87.5 % (2,000)", "62.5 % at l2 0.5 (2,000)", "50.0 % at l2 0.5 (2,000)"]
     assert cells[1][:-1] == ["robust", "l2 0.5", *measured, weights, parameters]
-    assert cells[2][:-1] == ["twin", "standard", *["not measured"] * 3, weights, parameters]
+    assert cells[2][:-1] == ["standard", "standard", *["not measured"] * 3, weights, parameters]
     record = json.loads((tmp_path / "out" / "settings.json").read_text())
-    for place, name in enumerate(("robust", "twin")):
+    for place, name in enumerate(("robust", "standard")):
         seconds = record["seconds_an_image"][name]
         assert cells[place + 1][-1] == f"{seconds:.3g} s"
         assert record["settings"][name]["eps"] == 2.0
@@ -329,7 +333,7 @@ def test_the_command_writes_a_figure_a_table_and_its_settings(folders, tmp_path)
     assert (record["task"], record["seeds_of"], record["seed"]) == ("compare", "robust", 3)
     assert record["classes"] == ["ship", "t-shirt", "cat"]
     assert record["complete"] is True
-    assert record["execution"]["twin"]["batch_size"] == 2
+    assert record["execution"]["standard"]["batch_size"] == 2
     assert str(tmp_path) not in json.dumps(record)
     for said in (
         "Clean accuracy of robust: cats test.",
@@ -342,7 +346,7 @@ def test_the_command_writes_a_figure_a_table_and_its_settings(folders, tmp_path)
 
 def test_drawn_again_it_is_the_same_and_another_is_not_written_over_it(folders, tmp_path):
     out = tmp_path / "out"
-    pair = (folders["tiny"], folders["twin"])
+    pair = (folders["tiny"], folders["standard"])
     assert small(*pair, out=out).exit_code == 0
     figure = (out / "figure.png").read_bytes()
     assert small(*pair, out=out).exit_code == 0
@@ -401,10 +405,10 @@ def test_starts_from_a_folder_are_named_without_its_path(folders, tmp_path):
 
 
 def test_a_nan_is_an_error_after_the_rest_is_written(folders, tmp_path, monkeypatch):
-    from robustsynth.models import files
+    from robustsynth.models import store
 
     broken = Classifier.wrap(Explodes(), classes=TINY_CLASSES, mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
-    monkeypatch.setattr(files, "load_model", lambda name, device=None: broken)
+    monkeypatch.setattr(store, "load_model", lambda name, device=None: broken)
     result = small("broken", out=tmp_path / "out")
     assert result.exit_code == 2
     assert "got NaN or infinity for 3 of broken; the other images are in" in result.output
@@ -425,7 +429,7 @@ def test_ctrl_c_keeps_what_was_drawn(folders, tmp_path, monkeypatch, number, aft
 
     with monkeypatch.context() as patched:
         patched.setattr(comparing._Run, "_tell", interrupt)
-        result = small(folders["tiny"], folders["twin"], out=tmp_path / "out")
+        result = small(folders["tiny"], folders["standard"], out=tmp_path / "out")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
     if not kept:
@@ -436,7 +440,7 @@ def test_ctrl_c_keeps_what_was_drawn(folders, tmp_path, monkeypatch, number, aft
     assert "Stopped before its end" in (tmp_path / "out" / "table.md").read_text()
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["complete"] is False
     stopped = (tmp_path / "out" / "figure.png").read_bytes()
-    assert small(folders["tiny"], folders["twin"], out=tmp_path / "out").exit_code == 0
+    assert small(folders["tiny"], folders["standard"], out=tmp_path / "out").exit_code == 0
     assert (tmp_path / "out" / "figure.png").read_bytes() != stopped
 
 
@@ -528,7 +532,7 @@ def test_long_names_are_wrapped_not_cut():
 
 
 def test_the_figure_shows_each_models_pictures_below_the_starts(load):
-    result = rs.compare(load("tiny", "twin"), ["cat"], num_per_class=1, **FIXED)
+    result = rs.compare(load("tiny", "standard"), ["cat"], num_per_class=1, **FIXED)
     sheet = draw_figure(result)
     for images in (result.seeds, *result.images):
         picture = to_uint8(images)[0].repeat(6, 0).repeat(6, 1)

@@ -30,7 +30,7 @@ import robustsynth.training.step as step_module
 from conftest import png
 from robustsynth.cli import main
 from robustsynth.errors import UserError
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.training.checkpoints import (
     BEFORE,
     CHECKPOINT,

@@ -20,10 +20,10 @@ from conftest import VERY_DEEP, WITHOUT_RELU, pixels, png, random_statistics
 from robustsynth.cli import main
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.images import load_picture, to_uint8
-from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.networks import ARCHITECTURES, build_network
 from robustsynth.models.representation import feature_network, last_linear
+from robustsynth.models.store import load_model
 from robustsynth.objectives import Distance
 from robustsynth.tasks import features
 from robustsynth.tasks.atlas import draw_atlas

@@ -23,7 +23,7 @@ from robustsynth.cli import main
 from robustsynth.data.lanes import lane_pieces
 from robustsynth.data.streaming import Piece, open_stream
 from robustsynth.errors import UserError
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.processes import ALONE, Workers
 from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings

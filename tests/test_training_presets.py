@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from robustsynth.data import ImageData
-from robustsynth.models.architectures import build_network
-from robustsynth.models.files import load_model
+from robustsynth.models.networks import build_network
+from robustsynth.models.store import load_model
 from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, training_presets
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
-from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
+from robustsynth.models.networks import build_network
 from robustsynth.training.attack import Divergence, divergence, noisy_step_images, recipe_attack
 from robustsynth.training.mixing import cutmix
 from robustsynth.training.recipes import mart_loss, perturbed_weights, recipe_loss

@@ -66,7 +66,7 @@ def command(
     from tqdm import tqdm
 
     from robustsynth.cli.describe import describe_model
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.tasks.compare import draw_in_turns
     from robustsynth.tasks.compare_plan import plan_comparison
     from robustsynth.tasks.compare_report import check_folder, write_comparison
@@ -144,7 +144,7 @@ def _names(models: Sequence[str]) -> list[str]:
 
 
 def _folder_name(path: str) -> str:
-    from robustsynth.models.files import WEIGHTS_FILE
+    from robustsynth.models.store import WEIGHTS_FILE
 
     resolved = Path(path).expanduser().resolve()
     return (resolved.parent if resolved.name == WEIGHTS_FILE else resolved).name

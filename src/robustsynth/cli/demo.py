@@ -27,13 +27,13 @@ EACH = 8
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default=None, help="cpu or cuda.")
 def command(out: str, seed: int, device: str | None) -> None:
-    """Draw ten classes with the bundled robust classifier, and fail to with its standard twin."""
+    """Draw ten classes with the bundled robust classifier, and fail to with its standard counterpart."""
     started = time.monotonic()
     import torch
 
     from robustsynth.cli.describe import describe_model
     from robustsynth.images import to_uint8
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.tasks.generate import generate, resolve_generate
 
     folder = Path(out)
@@ -48,7 +48,7 @@ def command(out: str, seed: int, device: str | None) -> None:
     written.append(_sheet(folder / "generated.png", to_uint8(images), "what the robust classifier draws"))
     # The same settings for both, so that the classifier is the only difference.
     plain = generate(standard, labels, seed=seed, start=start, **dataclasses.asdict(settings))
-    written.append(_sheet(folder / "standard.png", to_uint8(plain), "the same with its standard twin"))
+    written.append(_sheet(folder / "standard.png", to_uint8(plain), "the same with its standard counterpart"))
     written.append(_forming(folder / "forming.gif", robust, labels[::EACH], start[::EACH]))
     for path, what in written:
         click.echo(f"{path}  {what}")

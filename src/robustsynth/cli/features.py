@@ -59,7 +59,7 @@ def command(
     from tqdm import tqdm
 
     from robustsynth.cli.describe import describe_model
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.tasks.features import resolve_features
     from robustsynth.tasks.features_job import FeaturesJob
 

@@ -80,7 +80,7 @@ def command(
 
     from robustsynth.cli.describe import describe_model
     from robustsynth.cli.voices import one_voice
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.processes import Workers
     from robustsynth.tasks.generate import resolve_generate
     from robustsynth.tasks.job import GenerateJob

@@ -42,7 +42,7 @@ def data_facts(name: str) -> DataFacts:
     from robustsynth.data.restricted import IMAGENET_CLASSES, RANGES
     from robustsynth.data.specs import DATASETS, IMAGENET_MEAN, IMAGENET_STD
     from robustsynth.models.importing import DataFacts
-    from robustsynth.models.layouts import Normalisation
+    from robustsynth.models.recognition import Normalisation
 
     usual = Normalisation("ImageNet's", IMAGENET_MEAN, IMAGENET_STD)
     if name in DATASETS:

@@ -88,7 +88,7 @@ class PictureCommand:
     """
 
     def __init__(self, task: str, options: dict[str, Any]) -> None:
-        from robustsynth.models.files import load_model
+        from robustsynth.models.store import load_model
         from robustsynth.tasks.picture_job import read_pictures
         from robustsynth.tasks.settings import BEST, knows_task, resolve_settings
 
@@ -236,11 +236,12 @@ class PictureCommand:
 def named_class(model: Classifier, name: str) -> int:
     """A class by name or index, also by a name from another vocabulary, which is said."""
     from robustsynth.models.class_names import matching_class
+    from robustsynth.names import name_key
 
-    found = matching_class(name, model.classes)
+    found = matching_class(name, model.classes, model.aliases)
     if found is None:
         return model.class_index(name)
-    if model.classes[found].lower() != name.lower():
+    if name_key(model.classes[found]) != name_key(name):
         say(f"{name!r} is taken as the class {model.classes[found]!r}")
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from robustsynth.data.restricted import PREFIX as RESTRICTED
 from robustsynth.data.sources import Contents, Row, Source
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.names import name_key
 
 PREFIX = "only:"
 
@@ -30,7 +31,7 @@ def parsed(text: str) -> tuple[tuple[str, ...], str]:
     classes = tuple(name.strip() for name in names.split(","))
     if not colon or not rest:
         raise UserError(f"expected classes and a data set, as {PREFIX}horse,deer:cifar10, got {text!r}")
-    if len(classes) < 2 or not all(classes) or len({_plain(name) for name in classes}) < len(classes):
+    if len(classes) < 2 or not all(classes) or len({name_key(name) for name in classes}) < len(classes):
         raise UserError(f"expected two different classes or more, with commas between them, got {names!r} in {text!r}")
     return classes, rest
 
@@ -44,11 +45,11 @@ def selected(source: Source, classes: tuple[str, ...]) -> Source:
 
     def opened() -> Contents:
         whole = source.open()
-        by_name = {_plain(name): index for index, name in enumerate(whole.classes)}
-        missing = [name for name in classes if _plain(name) not in by_name]
+        by_name = {name_key(name): index for index, name in enumerate(whole.classes)}
+        missing = [name for name in classes if name_key(name) not in by_name]
         if missing:
             raise UnknownNameError("class", missing[0], whole.classes, f"(in {source.label})")
-        labels = {by_name[_plain(name)]: label for label, name in enumerate(classes)}
+        labels = {by_name[name_key(name)]: label for label, name in enumerate(classes)}
 
         def rows() -> Iterator[Row]:
             for row in whole.rows():
@@ -70,7 +71,3 @@ def is_part(path_or_name: str) -> bool:
         (True, False)
     """
     return not Path(path_or_name).expanduser().exists() and path_or_name.startswith((PREFIX, RESTRICTED))
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()

@@ -90,7 +90,7 @@ def compare(
         UserError: no models, classes that they do not share, or settings or seeds that do not fit.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> result = compare([load_model("mnist"), load_model("mnist-standard")], ["3", "8"], num_per_class=1, steps=2)
         >>> [images.shape for images in result.images]
         [torch.Size([2, 1, 28, 28]), torch.Size([2, 1, 28, 28])]

@@ -15,6 +15,7 @@ from robustsynth.errors import UserError
 from robustsynth.mixtures import MIXTURES_FILE
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution
+from robustsynth.names import name_position
 from robustsynth.resampling import resample
 from robustsynth.tasks.generate import resolve_generate
 from robustsynth.tasks.settings import GenerateSettings
@@ -112,7 +113,7 @@ def plan_comparison(
     seeds = draw(indices, torch.arange(len(labels)), labels, randomness.image_generators(seed, indices))
     executions: list[Execution] = []
     for model in models:
-        execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        execution = model.frozen(precision=precision, batch_size=batch_size).execution
         # In several turns, however few images there are: one batch each would not be fair to the first.
         size = batch_size or min(execution.batch_size, -(-len(labels) // TURNS))
         executions.append(dataclasses.replace(execution, batch_size=size))
@@ -184,10 +185,7 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 def _position(name: str, model: Classifier) -> int | None:
     """Of a class by name alone: a number means another class in each model."""
-    if name in model.classes:
-        return model.classes.index(name)
-    lowered = [each.lower() for each in model.classes]
-    return lowered.index(name.lower()) if name.lower() in lowered else None
+    return name_position(name, model.classes)
 
 
 def labels_of(model: Classifier, names: Sequence[str]) -> Tensor:

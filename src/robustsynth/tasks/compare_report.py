@@ -13,10 +13,10 @@ import robustsynth
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, write_json, written_beside
 from robustsynth.images import save_png, to_uint8
+from robustsynth.models.card import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name
-from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.models.measured import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
+from robustsynth.models.store import WEIGHTS_FILE
 from robustsynth.tasks.compare import Comparison
 from robustsynth.tasks.compare_figure import Row, comparison_figure
 from robustsynth.tasks.compare_plan import ComparisonPlan

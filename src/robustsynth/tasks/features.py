@@ -160,7 +160,7 @@ def feature_atlas(
         NonFiniteError: NaN or infinity in some pictures.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> atlas = feature_atlas(load_model("mnist"), [3, 17], steps=2, drawn=1)
         >>> [row.unit for row in atlas.rows], atlas.rows[0].images.shape
         ([3, 17], torch.Size([1, 1, 28, 28]))

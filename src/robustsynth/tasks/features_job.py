@@ -17,7 +17,7 @@ from robustsynth.images import save_png
 from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
-from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.models.store import WEIGHTS_FILE
 from robustsynth.tasks.atlas import draw_atlas
 from robustsynth.tasks.feature_settings import FeatureSettings
 from robustsynth.tasks.features import UnitRow, feature_rows
@@ -76,7 +76,7 @@ class FeaturesJob:
             "settings": dataclasses.asdict(settings),
         }
         self._check_folder(asked, overwrite)
-        self.execution: Execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        self.execution: Execution = model.frozen(precision=precision, batch_size=batch_size).execution
         self.record = asked | {
             "execution": self.execution.as_dict(),
             "machine": machine_name(model.device),

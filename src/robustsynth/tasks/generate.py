@@ -60,7 +60,7 @@ def generate(
         NonFiniteError: NaN or infinity in some images; the error carries all, the others complete.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> generate(load_model("mnist"), [3, 7], seed=0, steps=2).shape
         torch.Size([2, 1, 28, 28])
 
@@ -143,8 +143,8 @@ def generate_batches(
     indices = range(len(labels)) if indices is None else indices
     position = {index: place for place, index in enumerate(indices)}
     draw = start_source(model, settings, start)
-    twin = model.synthesizer(precision=precision, batch_size=batch_size)
-    objective = objective_source(twin, ensemble, shift=settings.shift, mirror=settings.mirror)
+    frozen = model.frozen(precision=precision, batch_size=batch_size)
+    objective = objective_source(frozen, ensemble, shift=settings.shift, mirror=settings.mirror)
     kinds = main_classes(labels)
 
     def state(chosen: Sequence[int]) -> Problem:
@@ -159,7 +159,7 @@ def generate_batches(
     return solve_in_batches(
         list(indices if wanted is None else wanted),
         state,
-        batch_size=twin.execution.batch_size,
+        batch_size=frozen.execution.batch_size,
         step_size=settings.step_length,
         steps=settings.steps,
         use_best=settings.use_best,

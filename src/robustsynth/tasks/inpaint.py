@@ -55,7 +55,7 @@ def inpaint(
         UserError: a mask of another size, or one that covers everything or nothing; labels or settings that do not fit.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> images, hole = torch.rand(1, 3, 32, 32), torch.zeros(1, 32, 32)
         >>> hole[:, 8:16, 8:16] = 1
         >>> result = inpaint(load_model("cifar10"), images, 3, mask=hole, steps=2)

@@ -21,7 +21,7 @@ from robustsynth.images import display_scale, grid, load_picture, save_png, to_u
 from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
-from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.models.store import WEIGHTS_FILE
 from robustsynth.processes import ALONE, Workers
 from robustsynth.tasks.batches import Batch
 from robustsynth.tasks.generate import generate_batches
@@ -125,7 +125,7 @@ class GenerateJob:
             batch_size = batch_size or earlier["execution"]["batch_size"]
         # As the first process measures it, or images would be of two kinds.
         self.execution: Execution = workers.agreed(
-            lambda: model.synthesizer(precision=precision, batch_size=batch_size).execution
+            lambda: model.frozen(precision=precision, batch_size=batch_size).execution
         )
         self.record = asked | {
             "execution": self.execution.as_dict(),

@@ -69,7 +69,7 @@ def paint(
             of masks that is neither 1 nor that of the units, or settings that do not fit.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> region = torch.zeros(1, 32, 32)
         >>> region[:, 4:20, 4:20] = 1
         >>> paint(load_model("cifar10"), torch.rand(1, 3, 32, 32), 7, mask=region, steps=2).shape

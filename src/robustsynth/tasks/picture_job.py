@@ -17,7 +17,7 @@ from robustsynth.files import sha256, write_json
 from robustsynth.images import load_picture, load_picture_with_notes, picture_files, save_png
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name
-from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.models.store import WEIGHTS_FILE
 from robustsynth.tasks.figures import MOST_ROWS, figure, fitted
 
 SETTINGS_FILE, FIGURE_FILE = "settings.json", "figure.png"

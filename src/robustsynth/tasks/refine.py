@@ -46,7 +46,7 @@ def refine(
 
     Example:
         >>> import torch
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> refine(load_model("cifar10"), torch.rand(2, 3, 32, 32), [3, 5], steps=2).shape
         torch.Size([2, 3, 32, 32])
     """

@@ -41,9 +41,9 @@ class PictureTask:
         pictures: (N, C, H, W) in [0, 1], as the task is given them.
         settings: of its steps.
         size: (H, W) that it works at; the pictures' own where None.
-        precision: of the model's fast twin; measured where None.
+        precision: of the frozen classifier; measured where None.
         batch_size: pictures a batch; `default_batch_size` where None.
-        network: to be looked through in place of the fast twin's logits.
+        network: to be looked through in place of the frozen classifier's logits.
 
     """
 
@@ -67,9 +67,9 @@ class PictureTask:
             raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
         self.views = choose_views(self.size, self.side, settings.views)
         self.precision = precision or chosen_precision(model)
-        twin = model.synthesizer(precision=self.precision, batch_size=self.batch_size)
-        self.logits = Viewed(twin, self.views, self.side)
-        self.looked_through = twin if network is None else network
+        frozen = model.frozen(precision=self.precision, batch_size=self.batch_size)
+        self.logits = Viewed(frozen, self.views, self.side)
+        self.looked_through = frozen if network is None else network
 
     def seen(self) -> Viewed:
         """The network through the views, for one run of the loop: shifts begin anew with it."""
@@ -133,11 +133,11 @@ def chosen_precision(model: Classifier) -> str:
     not depend on it.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> chosen_precision(load_model("mnist")) in ("float32", "bfloat16")
         True
     """
-    return model.synthesizer().execution.precision
+    return model.frozen().execution.precision
 
 
 def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, precision: str | None = None) -> Tensor:
@@ -147,10 +147,10 @@ def predict(model: Classifier, pictures: Tensor, *, views: str | None = None, pr
         model: a classifier.
         pictures: (N, C, H, W).
         views: how it sees them, see `PictureSettings`.
-        precision: of the model's fast twin; measured where None.
+        precision: of the frozen classifier; measured where None.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> predict(load_model("mnist"), torch.zeros(2, 1, 56, 56)).shape
         torch.Size([2])
     """

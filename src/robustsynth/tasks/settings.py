@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
 from robustsynth.tasks.step_settings import PictureSettings, StepSettings, choice
 

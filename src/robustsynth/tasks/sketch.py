@@ -53,7 +53,7 @@ def sketch(
         UserError: labels or settings that do not fit, or `blend` or `texture` for a model without class seeds.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> sketch(load_model("cifar10"), torch.ones(1, 3, 32, 32), 3, steps=2).shape
         torch.Size([1, 3, 32, 32])
     """

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from robustsynth.errors import UserError
-from robustsynth.models.classifier import Classifier
-from robustsynth.models.synthesizer import Synthesizer
+from robustsynth.models.classifier import Classifier, FrozenClassifier
 from robustsynth.objectives import (
     CrossEntropy,
     Ensemble,
@@ -29,7 +28,7 @@ def check_targets(targets: Tensor | Sequence[int], model: Classifier) -> Tensor:
         UserError: anything else.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> check_targets([3, 8], load_model("cifar10"))
         tensor([3, 8])
     """
@@ -70,7 +69,7 @@ def parse_mix(text: str, model: Classifier) -> Tensor:
         UserError: no such classes, or no such weights.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> parse_mix("3:1,8:3", load_model("mnist"))[[3, 8]].tolist()
         [0.25, 0.75]
     """
@@ -102,13 +101,13 @@ def named(target: Tensor, classes: Sequence[str]) -> str:
 
 
 def objective_source(
-    twin: Synthesizer, ensemble: Sequence[Classifier], *, shift: int = 0, mirror: bool = False
+    frozen: FrozenClassifier, ensemble: Sequence[Classifier], *, shift: int = 0, mirror: bool = False
 ) -> Callable[[Tensor], Objective]:
-    """A function from targets (n,) or (n, K) to what to minimise: their cross-entropy by the twin, or the mean of it
-    by the twin and all others of an ensemble.
+    """A function from targets (n,) or (n, K) to what to minimise: their cross-entropy by a frozen classifier, or the
+    mean of it by that and all others of an ensemble.
 
     Args:
-        twin: of the model.
+        frozen: the model as it is optimised with.
         ensemble: the others.
         shift: pixels by which images are moved from call to call (see `robustsynth.tasks.views.Shifted`).
         mirror: whether every second call sees them mirrored.
@@ -116,17 +115,17 @@ def objective_source(
     Raises:
         UserError: classifiers of other classes, or of images of another size.
     """
-    networks: list[Network] = [twin]
+    networks: list[Network] = [frozen]
     for other in ensemble:
         # In the same precision and batch size, so that there is one answer to what the pictures were drawn in.
-        execution = twin.execution
-        its_twin = other.synthesizer(precision=execution.precision, batch_size=execution.batch_size)
-        networks.append(Reordered(its_twin, other.classes, twin.classes))
-        channels = twin.mean.numel()
-        sizes = {twin.image_size, other.image_size} - {None}
+        execution = frozen.execution
+        its_frozen = other.frozen(precision=execution.precision, batch_size=execution.batch_size)
+        networks.append(Reordered(its_frozen, other.classes, frozen.classes))
+        channels = frozen.mean.numel()
+        sizes = {frozen.image_size, other.image_size} - {None}
         if len(sizes) > 1 or other.channels != channels:
             raise UserError(
-                f"expected classifiers of images of {twin.image_size} pixels and {channels} channels, got "
+                f"expected classifiers of images of {frozen.image_size} pixels and {channels} channels, got "
                 f"{other.name!r} for {other.image_size} pixels and {other.channels}; an ensemble looks at the same "
                 "images"
             )

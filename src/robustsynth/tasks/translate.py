@@ -45,7 +45,7 @@ def translate(
 
     Example:
         >>> import torch
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> translate(load_model("cifar10"), torch.rand(2, 3, 32, 32), [3, 5], steps=2).shape
         torch.Size([2, 3, 32, 32])
     """

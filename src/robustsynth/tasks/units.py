@@ -32,7 +32,7 @@ def choose_units(model: Classifier, classes: Sequence[int] | None = None, *, num
         UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> len(choose_units(load_model("mnist"), [3, 8], num=4))
         4
     """
@@ -65,7 +65,7 @@ def check_units(model: Classifier, units: Sequence[int]) -> list[int]:
         UserError: none, or one that it lacks.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> check_units(load_model("mnist"), [17, 3, 17])
         [17, 3]
     """

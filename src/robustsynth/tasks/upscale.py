@@ -77,7 +77,7 @@ def upscale(
 
     Example:
         >>> import torch
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> upscale(load_model("cifar10"), torch.rand(1, 3, 10, 12), 3, factor=2.5, steps=2).shape
         torch.Size([1, 3, 25, 30])
     """

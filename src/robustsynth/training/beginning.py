@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
-from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import Execution, fastest_precision
-from robustsynth.models.files import load_model
+from robustsynth.models.networks import build_network
+from robustsynth.models.store import load_model
 from robustsynth.processes import Workers
 from robustsynth.training.checking import other_data
 from robustsynth.training.checkpoints import has_checkpoint

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from robustsynth.models.architectures import ONE_SIZE
-from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.networks import ONE_SIZE
 from robustsynth.training.settings import resolve_train_settings
 
 LEAST_STEPS = 3000

@@ -17,7 +17,7 @@ from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution
-from robustsynth.models.files import chosen_device
+from robustsynth.models.store import chosen_device
 from robustsynth.objectives import Network
 from robustsynth.processes import ALONE, Workers
 from robustsynth.training.attack_network import attack_twin

@@ -27,7 +27,7 @@ class TrainSettings:
     2020).
 
     Attributes:
-        architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
+        architecture: a name in `robustsynth.models.networks.ARCHITECTURES`.
         width: base width; None for the architecture's standard one.
         fine_tune: a model to begin from, by name or folder, also one of other classes; None for random weights.
         image_size: side to train at; None for the data's own.
