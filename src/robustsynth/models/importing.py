@@ -14,10 +14,10 @@ from torch import Tensor
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.models.card import ModelCard
+from robustsynth.models.checkpoints import open_checkpoint
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.models.networks import build_network
-from robustsynth.models.pickles import open_checkpoint
 from robustsynth.models.recognition import (
     Fit,
     Normalisation,

@@ -1,39 +1,27 @@
-"""Checkpoints of other libraries, opened without executing anything: PyTorch's two formats, pickles, safetensors.
+"""Pickles read without being executed.
 
-A pickle is a program. `torch.load` reads the file here, but with an unpickler that imports nothing: what a pickle names
-stays a `Name`, and what it calls is looked up in a table of ours, which makes an inert value. Whatever is not in the
-table is refused with an error that says what it was.
+A pickle is a program. The unpickler here imports nothing and calls nothing that a pickle names: a name stays a `Name`,
+and a call is looked up in a table of ours, which makes an inert value. Whatever is not in the table is refused with an
+error that says what it was.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import pickle
-import tarfile
-import types
 import warnings
-import zipfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from robustsynth.errors import UserError
 
-_AGAIN = "the file is cut short or damaged; fetch it again and compare its size with the one published"
-_MAGIC = 0x1950A86A20F9469CFC6C
-"""The first pickle in a file of PyTorch's format of before 1.6."""
-_PICKLES = (b"\x80", b"(", b"]", b"}", b"c")
-"""What pickles begin with: a version, or of before there were any, a list, a dict or a name."""
 LONGEST_PATH = 4096
-"""Characters; joined with itself through the memo, a path would double each time."""
+"""Characters that a path may have."""
 
 
 class RefusedPickleError(UserError):
@@ -64,26 +52,45 @@ class StoredArray:
 
     array: np.ndarray[Any, Any] | None = None
 
-    def finish(self, state: Any) -> None:
+    def finish(self, state: Any) -> StoredArray:
         """Take (version, shape, type, whether columns come first, bytes): exactly the bytes that are there."""
         _, shape, kind, columns_first, content = state
-        if not isinstance(kind, np.dtype) or not isinstance(content, bytes | bytearray):
-            raise NotPlainError("an array of objects")
+        _require(isinstance(kind, np.dtype) and isinstance(content, bytes | bytearray), "an array of objects")
         check_counts(*shape)
         if math.prod(shape) * kind.itemsize != len(content):
             raise ValueError(f"an array of {'x'.join(map(str, shape))} has {len(content)} bytes")
         self.array = np.frombuffer(content, kind).reshape(shape, order="F" if columns_first else "C")
+        return self
+
+    def tensor(self) -> Tensor:
+        """Its numbers as a tensor, in memory of its own.
+
+        Raises:
+            UserError: it was never filled, or its numbers are of a type that PyTorch does not have.
+        """
+        if self.array is None:
+            raise UserError("expected an array with its numbers, found it empty")
+        try:
+            return torch.from_numpy(self.array.copy())
+        except TypeError:
+            raise UserError(
+                f"expected numbers of a type that PyTorch has, got {self.array.dtype}; save them in float32"
+            ) from None
+
+
+def _require(plain: object, what: str) -> None:
+    if not plain:
+        raise NotPlainError(what)
 
 
 def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, _: Any = None, hooks: Any = None, kind: Any = None, *__: Any
 ) -> Tensor:
     """A tensor that lies within its storage and claims no more numbers than that has, of its type where it has one."""
-    if hooks:
-        raise NotPlainError("backward hooks")
-    if not isinstance(storage, torch.storage.TypedStorage) or len(size) != len(stride):
-        raise ValueError(f"a tensor has a storage of type {brief(storage)}, sides {size} and strides {stride}")
+    _require(not hooks, "backward hooks")
     check_counts(offset, *size, *stride)
+    if not isinstance(storage, torch.storage.TypedStorage) or len(size) != len(stride):
+        raise ValueError(f"a tensor has a {brief(storage)} for a storage, sides {size} and strides {stride}")
     kind = kind if isinstance(kind, torch.dtype) else storage.dtype
     held, count = storage._untyped_storage.nbytes() // kind.itemsize, math.prod(size)
     reach = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if count else 0
@@ -94,36 +101,29 @@ def _tensor(
 
 
 def _parameter(data: Any, wants_gradient: Any, hooks: Any, *_: Any) -> Tensor:
-    if hooks or not isinstance(data, Tensor):
-        raise NotPlainError("a parameter with hooks" if hooks else "a parameter that is no tensor")
+    _require(isinstance(data, Tensor) and not hooks, "a parameter that is no tensor, or one with hooks")
     return data
 
 
-def _array(content: Any, kind: Any, shape: Any, order: Any) -> StoredArray:
-    array = StoredArray()
-    array.finish((1, shape, kind, order == "F", content))
-    return array
-
-
 def _empty_array(kind: Any, *_: Any) -> StoredArray:
-    if kind != Name("numpy", "ndarray"):
-        raise NotPlainError(brief(kind))
+    _require(kind == Name("numpy", "ndarray"), brief(kind))
     return StoredArray()
+
+
+def _array(content: Any, kind: Any, shape: Any, order: Any) -> StoredArray:
+    return StoredArray().finish((1, shape, kind, order == "F", content))
 
 
 def _dill_array(make: Any, arguments: Any, state: Any, *_: Any) -> StoredArray:
     made = CALLS.get(make) if isinstance(make, Name) else None
-    if made not in (_array, _empty_array) or not isinstance(arguments, tuple):
-        raise NotPlainError(f"an array made by {brief(make)}")
-    array = made(*arguments)
-    array.finish(state)
-    return array
+    _require(made in (_array, _empty_array) and isinstance(arguments, tuple), f"an array made by {brief(make)}")
+    return CALLS[make](*arguments).finish(state)
 
 
 def _number_type(code: Any, *_: Any) -> np.dtype[Any]:
     """Of whole numbers, floats, complex numbers, truth values and texts alone."""
-    if not isinstance(code, str) or code[:1] not in tuple("biufcUS") or not code[1:].isdecimal():
-        raise NotPlainError(f"numpy.dtype({brief(code)})")
+    fits = isinstance(code, str) and code[:1] in tuple("biufcUS") and code[1:].isdecimal()
+    _require(fits, f"numpy.dtype({brief(code)})")
     return np.dtype(f"<{code}")
 
 
@@ -131,8 +131,9 @@ def _bytes(content: Any = b"", encoding: Any = "latin1") -> bytes:
     """Of bytes or a text that are there: a mere number would ask for so many."""
     if isinstance(content, bytes | bytearray):
         return bytes(content)
-    if not isinstance(content, str) or encoding not in ("latin1", "latin-1", "utf-8"):
-        raise NotPlainError(brief(encoding if isinstance(content, str) else content))
+    _require(
+        isinstance(content, str) and encoding in ("latin1", "latin-1", "utf-8"), f"{brief(content)}, {brief(encoding)}"
+    )
     return content.encode(encoding)
 
 
@@ -151,35 +152,33 @@ def _attributes(*arguments: Any) -> Attributes:
     return Attributes(arguments[0] if len(arguments) == 1 and isinstance(arguments[0], dict) else {})
 
 
-def _reconstructed(kind: Any, base: Any, state: Any) -> Attributes:
-    if not isinstance(kind, Name) or CALLS.get(kind) is not _attributes:
-        raise NotPlainError(brief(kind))
+def _reconstructed(kind: Any, *_: Any) -> Attributes:
+    _require(isinstance(kind, Name) and CALLS.get(kind) is _attributes, brief(kind))
     return Attributes()
 
 
 def _plain_type(name: Any, *_: Any) -> Name:
     """dill's way to say a type: the plain ones alone, and as a name."""
-    if name not in PLAIN_TYPES:
-        raise NotPlainError(brief(name))
-    return Name("builtins", name) if name != "OrderedDict" else Name("collections", name)
+    _require(name in PLAIN_TYPES, brief(name))
+    return Name("builtins" if name != "OrderedDict" else "collections", name)
 
 
 def _path(*parts: Any) -> str:
-    if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > LONGEST_PATH:
-        raise NotPlainError(f"a path that is no text of at most {LONGEST_PATH} characters")
+    # Joined with itself through the memo, a path would double each time.
+    fits = all(isinstance(part, str) for part in parts) and sum(map(len, parts)) <= LONGEST_PATH
+    _require(fits, f"a path that is no text of at most {LONGEST_PATH} characters")
     return "/".join(parts).replace("//", "/")
 
 
 def _device(kind: Any, index: Any = None) -> str:
-    if not isinstance(kind, str) or len(kind) > 32 or not isinstance(index, int | None):
-        raise NotPlainError("a device of what is no short name and number")
+    fits = isinstance(kind, str) and len(kind) <= 32 and isinstance(index, int | None)
+    _require(fits, "a device of what is no short name and number")
     return kind if index is None else f"{kind}:{index}"
 
 
 def _numbers(*values: Any) -> tuple[Any, ...]:
     """What is described by a few numbers, such as a date or a range."""
-    if not all(isinstance(value, int | float | bytes | None) for value in values):
-        raise NotPlainError("a date or a range of what are no numbers")
+    _require(all(isinstance(value, int | float | bytes | None) for value in values), "a date or range of no numbers")
     return values
 
 
@@ -204,7 +203,7 @@ CALLS: dict[Name, Callable[..., Any]] = {
         (("numpy",), ("dtype",), _number_type),
         (("_codecs",), ("encode",), _bytes),
         (("copyreg", "copy_reg"), ("_reconstructor",), _reconstructed),
-        (_NUMPY, ("scalar",), lambda kind, content: _array(content, kind, (), "C").array.item()),
+        (_NUMPY, ("scalar",), lambda kind, content: np.asarray(_array(content, kind, (), "C").array).item()),
         (_NUMPY, ("_reconstruct",), _empty_array),
         (_NUMPY, ("_frombuffer",), _array),
         (_BUILTINS, ("set",), lambda items=(): set(map(hashable, _list(items)))),
@@ -242,9 +241,7 @@ class InertUnpickler(_PythonUnpickler):
     """
 
     where = "the file"
-    check_storage: Callable[[str, int], object] | None = None
-    """Raises where the file does not have that many bytes under that key; None in a file without storages."""
-    keys: ClassVar[set[str]] = set()
+    """Its name, for messages."""
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def refuse(self, what: str) -> NoReturn:
@@ -253,6 +250,10 @@ class InertUnpickler(_PythonUnpickler):
             "it was run. Where you trust the file, load it with the program that wrote it, save the network's "
             "state_dict() alone with torch.save or as safetensors, and import that"
         ) from None
+
+    def check_storage(self, key: Any, size: int) -> None:
+        """Raise unless the file has `size` bytes for the storage `key`. A plain pickle has none."""
+        self.refuse("a reference to numbers beside the pickle")
 
     def load(self) -> Any:
         try:
@@ -312,17 +313,20 @@ class InertUnpickler(_PythonUnpickler):
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             kind = identity[0] if isinstance(identity, tuple) and identity else identity
             self.refuse(f"a reference to {'a whole module' if kind == 'module' else brief(kind)}")
-        _, kind, key, place, numel, *view = identity
+        _, kind, key, place, numel, *rest = identity
         if kind in (Name("torch", "UntypedStorage"), Name("torch.storage", "UntypedStorage")):
             kind = torch.UntypedStorage
         elif not isinstance(kind, torch.serialization.StorageType):
             self.refuse(f"a storage of type {brief(kind)}")
-        if self.check_storage is None or not isinstance(key, str | int) or not isinstance(place, str | bytes):
+        # Files of before 2018 have (key, offset, size) of a view of the storage too.
+        keys, counts = [key, place], [numel]
+        for view_key, offset, size in (view for view in rest if view is not None):
+            keys, counts = [*keys, view_key], [*counts, offset, size]
+        if not all(isinstance(each, str | int) for each in keys):
             raise TypeError("a storage's key or place is no text")
-        check_counts(numel)
-        self.check_storage(str(key), numel if kind is torch.UntypedStorage else numel * kind.dtype.itemsize)
-        self.keys.add(str(key))
-        self.append(self.persistent_load(("storage", kind, key, place, numel, *view)))
+        check_counts(*counts)
+        self.check_storage(key, numel * (1 if kind is torch.UntypedStorage else kind.dtype.itemsize))
+        self.append(self.persistent_load(("storage", kind, key, place, numel, *rest)))
 
     def load_bytearray8(self) -> None:
         # Python's own makes room for as many bytes as it is told before it reads them.
@@ -367,87 +371,6 @@ for _name in ("EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"
     InertUnpickler.dispatch[getattr(pickle, _name)[0]] = _refused(_name)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """An opened checkpoint: its `contents` (plain values, tensors and `StoredArray`) and its `form` in words."""
-
-    contents: Any
-    form: str
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether `value` of a checkpoint's contents is what `as_tensor` takes."""
-    return isinstance(value, Tensor | StoredArray)
-
-
-def as_tensor(value: Tensor | StoredArray) -> Tensor:
-    """One tensor of a checkpoint's contents, in memory of its own.
-
-    Raises:
-        UserError: an array that was never filled, or of numbers that PyTorch does not have.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().clone(memory_format=torch.contiguous_format)
-    if value.array is None:
-        raise UserError("expected an array with its numbers, found it empty")
-    try:
-        return torch.from_numpy(value.array.astype(value.array.dtype.newbyteorder("="), copy=True))
-    except TypeError:
-        raise UserError(
-            f"expected numbers of a type that PyTorch has, got {value.array.dtype}; save them in float32"
-        ) from None
-
-
-def open_checkpoint(path: Path | str) -> Checkpoint:
-    """What a checkpoint file holds, whatever wrote it.
-
-    Args:
-        path: of torch.save (both formats, with whatever pickle module), a plain pickle, or safetensors.
-
-    Raises:
-        UserError: no such file, of no known format, or damaged.
-        RefusedPickleError: there is more in it than tensors and plain values.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"expected a checkpoint file, got the folder {path}; a model folder needs no import")
-    if not path.is_file():
-        raise UserError(f"expected a checkpoint file, found no {path}")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise UserError(f"expected a checkpoint in {path}, but it is empty: {_AGAIN}")
-    if head.startswith(b"version https://git-lfs") or head.lstrip()[:1] == b"<":
-        what = "a pointer of Git LFS" if head.startswith(b"version") else "a web page"
-        raise UserError(f"expected a checkpoint in {path.name}, got {what}; fetch the file itself")
-    if head.startswith(b"PK"):
-        return Checkpoint(_torch_load(path, _checked_zip(path)), "PyTorch zip")
-    if head[257:262] == b"ustar" or tarfile.is_tarfile(path):
-        raise UserError(
-            f"expected a checkpoint of torch.save or safetensors in {path.name}, got a tar archive; take the file out "
-            "of it. One that torch.save wrote before 0.1.10 must be saved again by a later PyTorch"
-        )
-    if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27):
-        try:
-            return Checkpoint(load_file(path), "safetensors")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"expected a safetensors file in {path.name}, but {error}: {_AGAIN}") from None
-    if head[:1] not in _PICKLES:
-        raise UserError(
-            f"expected a checkpoint of torch.save or safetensors in {path.name}, got a file of neither format"
-        )
-    with path.open("rb") as file:
-        first = read_pickle(file, path.name)
-    if type(first) is not int or first != _MAGIC:
-        return Checkpoint(first, "pickle")
-
-    def check(key: str, size: int) -> None:
-        if size > path.stat().st_size:
-            raise UserError(f"expected {size} bytes of numbers in {path.name}, which is smaller: {_AGAIN}")
-
-    return Checkpoint(_torch_load(path, check), "PyTorch before 1.6")
-
-
 def read_pickle(stream: IO[bytes], where: str) -> Any:
     """The value of the next pickle in `stream`, which is left standing after its end.
 
@@ -471,10 +394,11 @@ def read_pickle(stream: IO[bytes], where: str) -> Any:
         robustsynth.models.pickles.RefusedPickleError: expected tensors and plain containers alone in b.pt, got os...
     """
     unpickler = type("Unpickler", (InertUnpickler,), {"where": where})
-    return _told_of_damage(where, lambda: unpickler(stream, encoding="latin1").load())
+    return told_of_damage(where, lambda: unpickler(stream, encoding="latin1").load())
 
 
-def _told_of_damage(where: str, read: Callable[[], Any]) -> Any:
+def told_of_damage(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives; whatever damaged bytes let it fail with becomes one error for people."""
     try:
         with warnings.catch_warnings():
             # Of escape sequences in a damaged text, which is read or refused like any other.
@@ -489,83 +413,6 @@ def _told_of_damage(where: str, read: Callable[[], Any]) -> Any:
         raise UserError(f"expected a whole pickle in {where}, but it is damaged or cut short ({reason})") from None
 
 
-def _torch_load(path: Path, check_storage: Callable[[str, int], object]) -> Any:
-    unpickler: Any = type(
-        "Unpickler",
-        (InertUnpickler,),
-        {"where": path.name, "check_storage": staticmethod(check_storage), "keys": set()},
-    )
-
-    def load(stream: IO[bytes], **options: Any) -> Any:
-        """The pickles of the old format beside the contents: numbers, facts of the machine, keys of the storages."""
-        value = unpickler(stream, **options).load()
-        if isinstance(value, dict) and not value.get("little_endian", True):
-            raise UserError(f"expected numbers with the lowest byte first in {path.name}, got the highest first")
-        # PyTorch reads the numbers of these storages alone; others would be memory that nobody wrote to.
-        if isinstance(value, list) and set(map(str, value)) != unpickler.keys:
-            raise UserError(f"expected the numbers of every storage in {path.name}, and no others: {_AGAIN}")
-        return value
-
-    inert: Any = types.SimpleNamespace(__name__="inert", Unpickler=unpickler, load=load)
-    return _told_of_damage(
-        path.name,
-        lambda: torch.load(path, "cpu", pickle_module=inert, weights_only=False, encoding="latin1"),
-    )
-
-
-def _checked_zip(path: Path) -> Callable[[str, int], None]:
-    """Refuse an archive that PyTorch's reader should not see; what is returned checks the size of a storage.
-
-    That reader runs TorchScript programs, looks at no checksum, and in some versions believes what sizes a pickle says.
-
-    Raises:
-        UserError: it is not as torch.save writes it, or damaged.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # Anywhere in the file, because two readers of archives may find different names.
-        if content.find(b"constants.pkl") >= 0:
-            raise UserError(
-                f"expected a state dict in {path.name}, got a TorchScript program, which would have to be run; "
-                "save its state_dict() instead"
-            )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [info.filename for info in entries]
-            pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
-            if len(pickles) != 1 or len(set(names)) != len(names):
-                raise UserError(
-                    f"expected one data.pkl and no file twice in {path.name}, as torch.save writes it, found "
-                    f"{', '.join(pickles) or 'none among ' + (', '.join(names[:5]) or 'no files')}"
-                )
-            for info in entries:
-                # As torch.save writes them, so that no size in the archive can be larger than the archive.
-                plain = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-                if not plain or info.flag_bits & 1:
-                    raise UserError(
-                        f"expected the files in {path.name} to be stored plainly, as torch.save does it, got "
-                        f"{info.filename} compressed or encrypted"
-                    )
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"Bad CRC-32 for {damaged}")
-    except UserError:
-        raise
-    # Its tables raise many kinds of errors where they are damaged: of bad names, bad places, and unknown versions.
-    except Exception as error:
-        raise UserError(
-            f"expected a whole zip archive in {path.name}, as torch.save writes it ({error}): {_AGAIN}"
-        ) from None
-    sizes, root = {info.filename: info.file_size for info in entries}, pickles[0].removesuffix("data.pkl")
-
-    def check(key: str, size: int) -> None:
-        name = f"{root}data/{key}"
-        if sizes.get(name) != size:
-            found = f"{sizes[name]} bytes" if name in sizes else "nothing"
-            raise UserError(f"expected {size} bytes of numbers as {name} in {path.name}, found {found}: {_AGAIN}")
-
-    return check
-
-
 def check_counts(*numbers: Any) -> None:
     """Raise a ValueError unless all are counts of a size that a file can have."""
     if len(numbers) > 64 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**48 for n in numbers):
@@ -575,7 +422,7 @@ def check_counts(*numbers: Any) -> None:
 def hashable(key: Any) -> Hashable:
     """`key` if it is a plain one. Tuples of tuples are not: hashing them takes as long as their depth wants it to."""
     flat = key if isinstance(key, tuple) else (key,)
-    if not all(part is None or isinstance(part, str | bytes | int | float | Name) for part in flat):
+    if not all(part is None or isinstance(part, str | bytes | int | float | Name | torch.dtype) for part in flat):
         raise TypeError(f"a {type(key).__name__} cannot be a key")
     return key
 

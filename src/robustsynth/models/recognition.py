@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.checkpoints import Checkpoint
 from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.models.networks import ARCHITECTURES, build_network
-from robustsynth.models.pickles import Checkpoint, StoredArray, as_tensor, brief, is_tensor
+from robustsynth.models.pickles import StoredArray, brief
 
 _HEADS = (
     "fc.weight",
@@ -89,7 +90,10 @@ def chosen_state(checkpoint: Checkpoint, key: str | None, where: str) -> dict[st
         )
     chosen = next(iter(found.values()))
     _check_amount([value for value in chosen.values() if isinstance(value, Tensor)], where)
-    return {name: as_tensor(value) for name, value in chosen.items()}
+    return {
+        name: value.tensor() if isinstance(value, StoredArray) else value.detach().clone().contiguous()
+        for name, value in chosen.items()
+    }
 
 
 def _check_amount(tensors: list[Tensor], where: str) -> None:
@@ -109,7 +113,7 @@ def _state_dicts(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, dict
     """The dicts of tensors by name in `value`, at most three deep, with where they are."""
     if not isinstance(value, Mapping):
         return []
-    tensors = {k: v for k, v in value.items() if isinstance(k, str) and is_tensor(v)}
+    tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor | StoredArray)}
     # A scalar beside the state dict (an accuracy, say) is no network; a bias alone is none either.
     if any("." in name for name in tensors) and any(len(_sides(v)) > 1 for v in tensors.values()):
         return [(".".join(path), tensors)]
