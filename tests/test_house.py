@@ -18,7 +18,7 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "presets", "pictures", "rendezvous"},
+    {"errors", "files", "names", "presets", "pictures", "rendezvous"},
     {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"}
     | {"processes", "memory"},
     {"models", "data"},

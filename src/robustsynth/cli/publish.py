@@ -67,12 +67,11 @@ def _prepare(source: Path, folder: Path, to: str, samples: bool, seed: int, devi
     for name in MODEL_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    picture = "samples.png" if samples else None
-    if picture:
-        _draw(model, folder / picture, seed)
+    if samples:
+        _draw(model, folder / "samples.png", seed)
     if card.licence == "not stated":
         say("its licence is not stated: people will not know what they may do with it")
-    page = model_page(card, repository=to, samples=picture)
+    page = model_page(card, repository=to, samples="samples.png" if samples else None)
     (folder / "README.md").write_text(page, encoding="utf-8")
 
 
@@ -81,10 +80,9 @@ def _draw(model: Classifier, path: Path, seed: int) -> None:
     import torch
 
     from robustsynth.images import display_scale, grid, save_png, to_uint8
-    from robustsynth.tasks.generate import generate
+    from robustsynth.tasks.functions import generate
 
     classes = min(len(model.classes), ROWS)
     say(f"drawing {EACH} samples of {classes} classes")
-    images = generate(model, torch.arange(classes).repeat_interleave(EACH), seed=seed)
-    pictures = to_uint8(images)
-    save_png(path, grid(pictures, columns=EACH, enlarge=display_scale(pictures.shape[1])))
+    images = to_uint8(generate(model, torch.arange(classes).repeat_interleave(EACH), seed=seed))
+    save_png(path, grid(images, columns=EACH, enlarge=display_scale(images.shape[1])))

@@ -110,8 +110,8 @@ def _torch_load(path: Path, sizes: dict[str, int] | None) -> Any:
             raise UserError(f"expected numbers with the lowest byte first in {path.name}, got the highest first")
         # PyTorch reads the numbers of these storages alone; others would be memory that nobody wrote to.
         if isinstance(value, list):
-            told = {str(key) for key in value if isinstance(key, str | int)}
-            if len(told) != len(value) or told != set(claimed):
+            listed = {str(key) for key in value if isinstance(key, str | int)}
+            if len(listed) != len(value) or listed != set(claimed):
                 raise UserError(f"expected the numbers of every storage in {path.name}, and no others: {AGAIN}")
         return value
 

@@ -190,25 +190,35 @@ class Classifier(nn.Module):
             )
 
 
-def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
-    """The input of the linear layer of `network` that runs last while ``call(images)`` runs."""
-    captured: list[Tensor] = []
+def linear_runs(network: nn.Module, call: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Tensor]]:
+    """The linear layers of `network` in the order in which they run in ``call(images)``, with what each is given.
+
+    Raises:
+        UserError: there are none.
+    """
+    runs: list[Any] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        module.register_forward_pre_hook(lambda layer, inputs: runs.append((layer, inputs[0])))
         for module in network.modules()
         if isinstance(module, nn.Linear)
     ]
     try:
-        call(images)
+        if hooks:
+            call(images)
     finally:
         for hook in hooks:
             hook.remove()
-    if not captured:
+    if not runs:
         raise UserError(
             "expected a network whose last layer is linear, to take its input as the representation; "
             f"{type(network).__name__} has no linear layer"
         )
-    return captured[-1].flatten(1).float()
+    return runs
+
+
+def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
+    """The input of the linear layer of `network` that runs last while ``call(images)`` runs, (N, D) float32."""
+    return linear_runs(network, call, images)[-1][1].flatten(1).float()
 
 
 class FrozenClassifier(nn.Module):
@@ -234,9 +244,9 @@ class FrozenClassifier(nn.Module):
         self.versions: tuple[tuple[int, int, int], ...] = ()
         # Where the whole network may be reduced its weights are cast once; elsewhere autocast casts them again
         # in each pass, but keeps normalisations in float32.
-        self.whole = precision == "bfloat16" and reducible(network)
+        self.reduced = precision == "bfloat16" and reducible(network)
         network = copy.deepcopy(network).requires_grad_(False).eval()
-        if self.whole:
+        if self.reduced:
             reduce_but_logits(network)
         elif precision == "float32":
             keep_rows_apart(network)
@@ -248,7 +258,7 @@ class FrozenClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) in the images' own precision, float32 or float64."""
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        if self.whole:
+        if self.reduced:
             return self.network(normalised.to(torch.bfloat16)).to(images.dtype)
         if self.precision == "bfloat16":
             with torch.autocast(images.device.type, torch.bfloat16):

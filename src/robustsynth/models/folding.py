@@ -23,7 +23,7 @@ FOLDABLE = (nn.Conv2d, DepthwiseConv2d, PointwiseConv2d)
 
 
 class _Tracer(fx.Tracer):
-    """Takes a layer of ours as it takes PyTorch's: whole."""
+    """Traces into no layer of ours, as into none of PyTorch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (DepthwiseConv2d, PointwiseConv2d)) or super().is_leaf_module(m, module_qualified_name)
@@ -58,7 +58,7 @@ def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         traced = fx.GraphModule(network, _Tracer().trace(network, concrete_args=defaults))
     except Exception:
-        # Tracing fails in as many ways as people write networks; the plain copy is always right.
+        # Tracing fails in as many ways as people write networks; the plain copy is always correct.
         return network, folded
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):

@@ -143,9 +143,9 @@ def model_page(card: ModelCard, *, repository: str, samples: str | None = None) 
     robust = f"trained to withstand {threat['norm']} perturbations of {threat['eps']:g}" if threat.get("eps") else (
         "standard training, not robust" if threat else "what it was trained to withstand is not stated"
     )  # fmt: skip
-    picture = f"![Samples, a row for each class, not selected]({samples})\n\n" if samples else ""
+    image = f"![Samples, a row for each class, not selected]({samples})\n\n" if samples else ""
     return (
-        f"{_header(card)}\n# {_plain(card.name)}\n\n{_plain(card.description)}\n\n{picture}"
+        f"{_header(card)}\n# {_plain(card.name)}\n\n{_plain(card.description)}\n\n{image}"
         f"An image classifier ({card.architecture} of width {card.width}, {len(card.classes)} classes at "
         f"{card.image_size}×{card.image_size} pixels; {robust}) to draw with: descending its loss on the image is the "
         "whole method of Santurkar et al., *Image Synthesis with a Single (Robust) Classifier* (NeurIPS 2019).\n\n"

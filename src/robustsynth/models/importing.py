@@ -200,13 +200,13 @@ def _check_strides(fits: list[Fit], size: int | None, where: str) -> None:
 
 
 def _fit_and_size(fits: list[Fit], size: int | None, where: str, origin: str) -> tuple[Fit, int]:
-    told = next((fit.image_size for fit in fits if fit.image_size), None)
-    if size is None and told is None:
+    known = next((fit.image_size for fit in fits if fit.image_size), None)
+    if size is None and known is None:
         raise UserError(
             f"expected the side of the images, which {where} does not tell ({' or '.join(map(str, fits))}); "
             "give --image-size (32 for CIFAR-10, 224 for ImageNet) or --data"
         )
-    size = told if size is None else size
+    size = known if size is None else size
     assert size is not None
     for fit in fits:
         if fit.small == (size <= SMALL_IMAGE) and fit.image_size in (None, size):

@@ -106,8 +106,8 @@ class RowLinear(nn.Linear):
     """A linear layer that gives a row the same numbers wherever in the batch it stands.
 
     A matrix product of some shapes adds up even and odd rows in another order on some processors (seen: 32 to 3, on an
-    Intel Xeon and not on an AMD EPYC), so that a picture would depend on its company by a rounding. The same sum as a
-    convolution of 1×1 does not.
+    Intel Xeon and not on an AMD EPYC), so that an image would depend, by a rounding, on its place in the batch. The
+    same sum as a convolution of 1×1 does not.
 
     Example:
         >>> layer, row = RowLinear(32, 3), torch.rand(1, 32)

@@ -325,11 +325,11 @@ class InertUnpickler(_PythonUnpickler):
         if not all(isinstance(each, str | int) for each in keys):
             raise TypeError("a storage's key or place is no text")
         check_counts(*counts)
-        self.check_storage(key, numel * (1 if kind is torch.UntypedStorage else kind.dtype.itemsize))
+        self.check_storage(key, numel * getattr(kind, "dtype", torch.uint8).itemsize)
         self.append(self.persistent_load(("storage", kind, key, place, numel, *rest)))
 
     def load_bytearray8(self) -> None:
-        # Python's own makes room for as many bytes as it is told before it reads them.
+        # Python's own makes room for as many bytes as a pickle says before it reads them.
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustsynth.errors import UserError
-from robustsynth.models.classifier import Classifier, FrozenClassifier
+from robustsynth.models.classifier import Classifier, FrozenClassifier, linear_runs
 from robustsynth.models.folding import fold_batch_norm
 
 PASSED_MODULES = (
@@ -144,25 +144,13 @@ def last_linear(model: Classifier) -> nn.Linear:
     """
     if model.image_size is None:
         raise UserError(f"expected a model with an image size, got {model.name!r} without; give it to Classifier.wrap")
-    ran: list[nn.Linear] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, layer=module: ran.append(layer))
-        for module in model.network.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, model.channels, model.image_size, model.image_size, device=model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not ran:
-        raise UserError(f"expected a network whose last layer is linear; {type(model.network).__name__} has none")
-    return ran[-1]
+    with torch.no_grad():
+        images = torch.zeros(1, model.channels, model.image_size, model.image_size, device=model.device)
+        return linear_runs(model.network, model, images)[-1][0]
 
 
 def _cut(model: Classifier, frozen: FrozenClassifier, *, straight_through: bool) -> FeatureNetwork | None:
-    """The network up to the representation; None where it cannot be traced, or not surely be cut at the right layer."""
+    """The network up to the representation; None where it cannot be traced, or not surely be cut at that layer."""
     traced = fold_batch_norm(model.network)
     if not isinstance(traced, fx.GraphModule):
         return None

@@ -82,7 +82,7 @@ def build_network(
     if architecture not in ARCHITECTURES:
         raise UnknownNameError("architecture", architecture, ARCHITECTURES)
     if classes < 2:
-        raise UserError(f"expected at least 2 classes to tell apart, got {classes}")
+        raise UserError(f"expected at least 2 classes, got {classes}")
     for name, value in (("width", width), ("channels", channels), ("image_size", image_size)):
         if value is not None and value < 1:
             raise UserError(f"expected a positive {name}, got {value}")
