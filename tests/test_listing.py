@@ -258,14 +258,15 @@ def test_odd_accuracies_name_the_model(tiny_folder):
 
 
 def test_ones_own_runs_are_listed_as_such_by_the_path_that_loads_them(places, tiny_folder):
-    for name in ("mine", "runs/first", "zoo/third", "runs/deep/er", ".hidden"):
+    for name in ("mine", "tiny", "runs/first", "zoo/third", "runs/deep/er", ".hidden"):
         shutil.copytree(tiny_folder, places / "here" / name)
     (places / "here" / "runs" / "first" / "seeds.safetensors").write_bytes(b"x")
     (places / "here" / "other").mkdir()
     (places / "here" / "other" / "card.json").write_text('{"title": "of something else"}')
     found = {each.names: each for each in list_models() if each.source == "own"}
-    assert list(found) == [("mine",), ("runs/first",)]
-    assert load_model("mine", device="cpu").folder == found[("mine",)].folder
+    assert list(found) == [("mine",), ("runs/first",), ("./tiny",)]
+    for name in ("mine", "./tiny"):
+        assert load_model(name, device="cpu").folder == found[(name,)].folder
     assert "seeds.safetensors with SHA" in (found[("runs/first",)].problem or "")
     assert "your own runs and models in the current folder:\n  mine\n" in listing()
 

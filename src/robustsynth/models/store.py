@@ -143,7 +143,7 @@ def chosen_device(device: str | torch.device | None = None) -> torch.device:
 
 def model_names() -> dict[str, Path]:
     """Every name that `load_model` knows, with its folder: what is bundled, other names for it, and the zoo."""
-    found = {folder.name: folder for root in (BUNDLED, ZOO) for folder in _model_folders(root)}
+    found = {card.parent.name: card.parent for root in (BUNDLED, ZOO) for card in sorted(root.glob(f"*/{CARD_FILE}"))}
     aliases = BUNDLED / "aliases.json"
     if aliases.exists():
         for alias, name in json.loads(aliases.read_text(encoding="utf-8")).items():
@@ -177,11 +177,6 @@ def find_model(name_or_path: str | Path) -> Path:
             f"names: {', '.join(closest_first(str(name_or_path), names))}"
         )
     raise UnknownNameError("model", str(name_or_path), names, "A folder that `robustsynth train` wrote works too.")
-
-
-def _model_folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from sorted(p.parent for p in root.glob("*/card.json"))
 
 
 def _check_file(folder: Path, name: str, card: ModelCard) -> None:
@@ -248,25 +243,15 @@ class Listed:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        card = self.card
-        about = {} if card is None else {
-            "architecture": card.architecture,
-            "width": card.width,
-            "image_size": card.image_size,
-            "channels": card.channels,
-            "classes": list(card.classes),
-            "data": card.data,
-            "threat_model": card.threat_model,
-            "accuracies": [vars(row) for row in self.accuracies],
-            "licence": card.licence,
-            "description": card.description,
-        }  # fmt: skip
+        shown = ("architecture", "width", "image_size", "channels", "classes", "data", "threat_model", "licence")
+        about: dict[str, Any] = {name: getattr(self.card, name) for name in (*shown, "description") if self.card}
         return {
             "names": list(self.names),
             "source": self.source,
             "folder": str(self.folder),
             "problem": self.problem,
             **about,
+            "accuracies": [vars(row) for row in self.accuracies],
             "parameters": self.parameters,
             "bytes": self.size,
             "class_seeds": self.seeds,
@@ -290,7 +275,10 @@ def list_models() -> list[Listed]:
     here = Path("zoo")
     if here.resolve() != ZOO.resolve():
         found += [_listed(folder, "here", (str(folder),)) for folder in _folders(here)]
-    found += [_listed(folder, "own", (str(folder),)) for folder in _own_folders()]
+    # Where a name of ours is that of a folder too, the folder goes by a path that is no name.
+    found += [
+        _listed(folder, "own", (f"./{folder}" if str(folder) in names else str(folder),)) for folder in _own_folders()
+    ]
     return found + [_listed(folder, "hub", (name,)) for name, folder in sorted(_hub_folders())]
 
 
