@@ -15,7 +15,7 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import settings_options
-from robustsynth.cli.stopping import STOPPED
+from robustsynth.cli.progress import STOPPED
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
 from robustsynth.training.settings import (
@@ -71,7 +71,7 @@ def command(
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
-    from robustsynth.cli.voices import one_voice
+    from robustsynth.cli.workers import one_voice
     from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 

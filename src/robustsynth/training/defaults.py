@@ -15,7 +15,7 @@ LEAST_STEPS = 3000
 
 FINE_TUNE_STEPS = 300
 """Steps of a run that begins from a model: on 1,600 photographs of other classes the best came before the 200th
-(docs/training-recipes.md)."""
+(docs/log/training-recipes.md)."""
 
 FINE_TUNE_RATE = 0.05
 """Its peak rate, which does not shake off what the model knows."""
@@ -24,7 +24,7 @@ USUAL_LINF = 8 / 255
 """The radius in l-infinity that everybody takes."""
 
 FEW_PHOTOGRAPHS = 4000
-"""Below so many the network has half the standard width, which 1,600 were learnt well by (docs/training-recipes.md)."""
+"""Below so many the network has half the standard width, which 1,600 were learnt well by (docs/log/training-recipes.md)."""
 
 LOOKS = 20
 """How often, at most, such a run is evaluated to be selected by."""
