@@ -22,8 +22,8 @@ class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` of as many groups as channels, with the same parameters and the same function.
 
     On a processor PyTorch has no fast gradient of a *strided* one in bfloat16: it takes some 15 times as long as in
-    float32 (measured: `benchmarks/depthwise.py`, docs/log/benchmarks.md), which made three of MobileNetV2's layers half of
-    its training. There it is computed in float32 and rounded after; its arithmetic is next to nothing.
+    float32, which made three layers of MobileNetV2 half of its training (measured: `benchmarks/depthwise.py`,
+    docs/log/benchmarks.md). There it is computed in float32 and rounded after; its arithmetic is next to nothing.
 
     Args:
         channels: in and out.
