@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import robustsynth as rs
+from robustsynth.tasks.table import TASKS
 
 
 def recognised(judge: rs.Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -24,7 +25,7 @@ def test_the_robust_one_does_not_recognise_what_the_standard_one_draws() -> None
     # Not on MNIST, whose class normals alone are already digits.
     drawing, standard = rs.load_model("cifar10", device="cpu"), rs.load_model("cifar10-standard", device="cpu")
     labels = torch.arange(10).repeat(4)
-    settings = rs.resolve_generate(drawing)
+    settings = TASKS["generate"].resolve(drawing)
     shared = {"eps": settings.eps, "step_size": settings.step_size, "steps": settings.steps}
     # The standard classifier convinces itself, but not the robust one.
     fooled = rs.generate(standard, labels, seed=0, precision="float32", **shared)
