@@ -27,7 +27,7 @@ from robustsynth.evaluation.auto_attack import STANDARD, AutoAttacker, attacks_f
 from robustsynth.evaluation.auto_run import AutoResult, AutoRun, fingerprint
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.processes import Workers
 
 SIDE = 8

@@ -22,8 +22,8 @@ from robustsynth.files import sha256
 from robustsynth.loop import Problem, pgd
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model, save_model
-from robustsynth.models.small_cnn import SmallCNN
+from robustsynth.models.networks.plain import SmallCNN
+from robustsynth.models.store import load_model, save_model
 from robustsynth.objectives import Untargeted
 from robustsynth.seeds import fit_class_seeds
 

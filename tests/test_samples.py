@@ -17,7 +17,7 @@ from robustsynth.tasks.samples import NpzSamples, PngSamples
 
 from robustsynth.errors import UserError
 from robustsynth.images import read_image, to_uint8
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.sheet import GAP, MARGIN
 from robustsynth.tasks import samples as samples_module
 from robustsynth.tasks.generate import generate, resolve_generate
@@ -245,7 +245,7 @@ def test_another_models_pictures_are_not_mixed_in(tiny, tiny_copy, tmp_path):
     other = load_model(tiny_copy, device="cpu")
     with torch.no_grad():
         other.network.fc.weight.mul_(1.5)
-    from robustsynth.models.files import save_model
+    from robustsynth.models.store import save_model
 
     save_model(tiny_copy, other, other.card)
     with pytest.raises(UserError, match=r"other settings \(model\)"):

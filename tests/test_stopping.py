@@ -11,11 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from robustsynth.cli.stopping import STOPPED, stoppable
+from robustsynth.cli.trajectories import Trajectories
 from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.job import GenerateJob
 
 from robustsynth.cli import main
-from robustsynth.cli.trajectories import Trajectories
 from robustsynth.errors import UserError
 from robustsynth.images import read_image, save_png
 from robustsynth.tasks.generate import resolve_generate

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from robustsynth.loop import NonFiniteError, Problem, Step, pgd, pgd_steps
     from robustsynth.models.card import ModelCard
     from robustsynth.models.classifier import Classifier
-    from robustsynth.models.files import load_model, model_names, save_model
+    from robustsynth.models.store import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
     from robustsynth.sheet import save, show
@@ -66,7 +66,7 @@ _HOMES = {
     "evaluation.accuracy": ["evaluate_accuracy"],
     "models.card": ["ModelCard"],
     "models.classifier": ["Classifier"],
-    "models.files": ["load_model", "model_names", "save_model"],
+    "models.store": ["load_model", "model_names", "save_model"],
     "objectives": ["CrossEntropy", "Distance", "Objective"],
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],

@@ -93,7 +93,7 @@ def command(
     from robustsynth.cli.workers import one_voice
     from robustsynth.data import load_data
     from robustsynth.errors import UserError
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
@@ -160,7 +160,7 @@ def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object])
         )
     labels = np.asarray(images.labels)
     # The same classes may come in another order, where they are labelled by their sorted names.
-    meant = [matching_class(name, model.classes) for name in images.classes]
+    meant = [matching_class(name, model.classes, model.aliases) for name in images.classes]
     if None not in meant and len(set(meant)) == len(meant):
         return np.array(meant)[labels]
     if all(name.isdecimal() for name in images.classes) or all(name.isdecimal() for name in model.classes):

@@ -46,7 +46,7 @@ def measure_quickly(
     attack, norm = given["attack"], given["norm"]
     # As the first process measures it, or each might look in another precision.
     execution = workers.agreed(
-        lambda: model.synthesizer(precision=given["precision"], batch_size=given["batch_size"]).execution
+        lambda: model.frozen(precision=given["precision"], batch_size=given["batch_size"]).execution
     )
     given = given | {"precision": execution.precision, "batch_size": execution.batch_size}
     name = f"{attack.upper()}-{given['steps'] or STEPS[attack]}"

@@ -81,7 +81,7 @@ class GenerateRun:
     """One call of the command, in one of several processes."""
 
     def __init__(self, options: dict[str, Any], workers: Workers) -> None:
-        from robustsynth.models.files import load_model
+        from robustsynth.models.store import load_model
         from robustsynth.run_folder import NpzSamples, PngSamples, RunFolder, model_identity
         from robustsynth.tasks.call import Call
         from robustsynth.tasks.targets import check_targets, main_classes, named, start_identity
@@ -129,7 +129,7 @@ class GenerateRun:
             self.names = [name[:6] for name in self.names]
         precision, batch_size = folder.execution(options["precision"], options["batch_size"])
         # As the first process measures it, or images would be of two kinds.
-        self.execution = workers.agreed(lambda: model.synthesizer(precision=precision, batch_size=batch_size).execution)
+        self.execution = workers.agreed(lambda: model.frozen(precision=precision, batch_size=batch_size).execution)
         self.call.execute(self.execution.precision, self.execution.batch_size)
         self.samples = kind(folder.out, self.names)
         workers.wait()  # Until all have seen the folder as it was.

@@ -111,8 +111,8 @@ def evaluate_accuracy(
         raise UserError(f"expected 1 or more restarts and steps, got {restarts} and {steps}")
     for radius in eps:
         ball(norm, radius)  # Says what is wrong with it before any work is done.
-    fast = model.synthesizer(precision=precision, batch_size=batch_size)
-    exact = model.synthesizer(precision="float32", batch_size=fast.execution.batch_size)
+    fast = model.frozen(precision=precision, batch_size=batch_size)
+    exact = model.frozen(precision="float32", batch_size=fast.execution.batch_size)
     right = dict.fromkeys([0.0, *eps], 0)
     size = batch_size or max(fast.execution.batch_size, 32)
     for first in range(0, len(chosen_all), size):

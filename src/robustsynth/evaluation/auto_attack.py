@@ -126,9 +126,9 @@ class AutoAttacker:
         self.package = load_package()
         self.norm, self.eps, self.device = norm, eps, model.device
         self.classes = len(model.classes)
-        # The batch size is given so that none is measured; the twins take any.
-        self.seen = model.synthesizer(precision=precision, batch_size=1)
-        self.exact = model.synthesizer(precision="float32", batch_size=1)
+        # The batch size is given so that none is measured; the frozen classifiers take any.
+        self.seen = model.frozen(precision=precision, batch_size=1)
+        self.exact = model.frozen(precision="float32", batch_size=1)
         self.on_pass, self.square_queries = on_pass, square_queries
 
     def right(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -119,8 +119,8 @@ class _Checker:
 
     def __init__(self, model: Classifier, norm: str, eps: float, seed: int, precision: str, queries: int) -> None:
         self.model, self.norm, self.eps, self.seed, self.queries = model, norm, eps, seed, queries
-        self.fast = model.synthesizer(precision=precision, batch_size=1)
-        self.exact = model.synthesizer(precision="float32", batch_size=1)
+        self.fast = model.frozen(precision=precision, batch_size=1)
+        self.exact = model.frozen(precision="float32", batch_size=1)
         self.right: dict[str | float, int] = {}
         self.total = self.blind = self.not_finite = 0
         self.square = _square_attack(model, norm, eps, queries)

@@ -1,7 +1,7 @@
 """Which precision and batch size are fastest here: measured once per model and machine, then remembered.
 
 Support flags do not tell. On some processors bfloat16 is 2.6 to 4 times as fast as float32, on others 4 to 500
-times slower, and libraries claim support on both, so the pass that synthesis consists of is timed.
+times slower, and libraries claim support on both. So a forward and backward pass is timed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustsynth.files import cache_folder, write_json
-
-if TYPE_CHECKING:
-    from robustsynth.models.classifier import Classifier
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -71,34 +68,41 @@ def processor_kind() -> str:
 
 
 def chosen_execution(
-    classifier: Classifier,
-    twin: Callable[[str], nn.Module],
+    frozen: Callable[[str], nn.Module],
     *,
+    network: nn.Module,
+    image_size: int | None,
+    channels: int,
+    device: torch.device,
     precision: str | None = None,
     batch_size: int | None = None,
 ) -> Execution:
     """What was given, completed by what is remembered, completed by what is measured now.
 
     Args:
-        classifier: the model, for its shape and device.
-        twin: gives the model as it would run in a precision.
+        frozen: gives the network as it runs in a precision, normalisation inside.
+        network: whose structure, with the other arguments and the machine, is what is remembered by.
+        image_size: side of the images to measure with, in pixels; 32 where None.
+        channels: of the images.
+        device: to measure on.
         precision: ``"float32"``, ``"bfloat16"``, or None to measure.
         batch_size: or None to measure.
     """
     if precision is not None and batch_size is not None:
         return Execution(precision, batch_size, measured=False)
-    key = _key(classifier, precision, batch_size)
+    known_by = [repr(network), image_size, channels, precision, batch_size, machine_name(device), processor_kind()]
+    key = hashlib.sha256(json.dumps([*known_by, torch.__version__]).encode()).hexdigest()[:24]
     if (remembered := _remembered(key)) is not None:
         return remembered
-    size = classifier.image_size or 32
-    sizes = batch_sizes(size, classifier.device)
-    example = torch.rand(sizes[-1], classifier.channels, size, size, device=classifier.device)
+    side = image_size or 32
+    sizes = batch_sizes(side, device)
+    example = torch.rand(sizes[-1], channels, side, side, device=device)
     if precision is None:
-        precision = fastest_precision({p: twin(p) for p in PRECISIONS}, example[: sizes[0]])
+        precision = fastest_precision({p: frozen(p) for p in PRECISIONS}, example[: sizes[0]])
     if batch_size is None:
-        batch_size = smallest_good_batch(twin(precision), example, sizes)
+        batch_size = smallest_good_batch(frozen(precision), example, sizes)
     execution = Execution(precision, batch_size, measured=True)
-    # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the pictures.
+    # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the images.
     with contextlib.suppress(OSError):
         write_json(cache_folder("execution") / f"{key}.json", execution.as_dict())
     return execution
@@ -171,19 +175,3 @@ def _remembered(key: str) -> Execution | None:
     except (OSError, ValueError, TypeError):
         return None
     return found if found.precision in PRECISIONS and type(found.batch_size) is int and found.batch_size > 0 else None
-
-
-def _key(classifier: Classifier, precision: str | None, batch_size: int | None) -> str:
-    described = json.dumps(
-        [
-            repr(classifier.network),
-            classifier.image_size,
-            classifier.channels,
-            precision,
-            batch_size,
-            machine_name(classifier.device),
-            processor_kind(),
-            torch.__version__,
-        ]
-    )
-    return hashlib.sha256(described.encode()).hexdigest()[:24]

@@ -19,10 +19,11 @@ from torch import Tensor
 from robustsynth import randomness
 from robustsynth.errors import UserError
 from robustsynth.images import save_png, to_uint8
+from robustsynth.models.card import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
-from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.models.measured import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
+from robustsynth.models.store import WEIGHTS_FILE
+from robustsynth.names import name_position
 from robustsynth.resampling import resample
 from robustsynth.run_folder import FIGURE_FILE, RunFolder, model_identity
 from robustsynth.seeds import MIXTURES_FILE, SEED_KINDS, has_seeds
@@ -159,7 +160,7 @@ def compare(
         ComparisonInterrupted: on Ctrl-C; it has what was drawn until then.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> result = compare([load_model("mnist"), load_model("mnist-standard")], ["3", "8"], num_per_class=1, steps=2)
         >>> [images.shape for images in result.images]
         [torch.Size([2, 1, 28, 28]), torch.Size([2, 1, 28, 28])]
@@ -195,7 +196,7 @@ class ComparisonSteps:
         plan: of `plan_comparison`.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> drawing = ComparisonSteps(plan_comparison([load_model("mnist")], ["3"], num_per_class=1))
         >>> for place, progress in drawing:
         ...     if progress.step == 2:
@@ -309,7 +310,7 @@ def plan_comparison(
     executions: list[Execution] = []
     for model, each in zip(models, settings, strict=True):
         check_scales(each.scales, model.image_size or seeds.shape[-1])
-        execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        execution = model.frozen(precision=precision, batch_size=batch_size).execution
         # In several turns, however few images there are: one batch each would not be fair to the first.
         size = batch_size or min(execution.batch_size, -(-len(labels) // TURNS))
         executions.append(dataclasses.replace(execution, batch_size=size))
@@ -354,10 +355,7 @@ def labels_of(model: Classifier, names: Sequence[str]) -> Tensor:
 
 def _position(name: str, model: Classifier) -> int | None:
     """Of a class by name alone: a number means another class in each model."""
-    if name in model.classes:
-        return model.classes.index(name)
-    lowered = [each.lower() for each in model.classes]
-    return lowered.index(name.lower()) if name.lower() in lowered else None
+    return name_position(name, model.classes)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -148,7 +148,7 @@ def features(
         Interrupted: on Ctrl-C; it has the drawn images, unit after unit, as they had become.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> atlas = features(load_model("mnist"), [3, 17], steps=2, drawn=1)
         >>> [row.unit for row in atlas.rows], atlas.rows[0].images.shape
         ([3, 17], torch.Size([1, 1, 28, 28]))
@@ -188,7 +188,7 @@ def feature_steps(
         its batch.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> mnist = load_model("mnist")
         >>> settings = resolve_features(mnist, given={"steps": 1, "drawn": 2})
         >>> for each in feature_steps(mnist, [3], settings, batch_size=2):
@@ -330,7 +330,7 @@ def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, 
         UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> len(choose_units(load_model("mnist"), [3, 8], num=4))
         4
     """
@@ -366,7 +366,7 @@ def check_units(model: Classifier, units: int | Sequence[int]) -> list[int]:
         UserError: none, or one that it lacks.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> check_units(load_model("mnist"), [17, 3, 17])
         [17, 3]
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
 
 ONE_CYCLE_RISE = 0.4
@@ -32,7 +32,7 @@ class TrainSettings:
     al. 2020).
 
     Attributes:
-        architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
+        architecture: a name in `robustsynth.models.networks.ARCHITECTURES`.
         width: base width; None for the architecture's standard one.
         fine_tune: a model to begin from, by name or folder, also one of other classes; None for random weights.
         image_size: side to train at; None for the data's own.
@@ -399,7 +399,7 @@ def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> sizes_for("photographs", {"crop": "none"})
         {'stored_size': 128, 'early_size': 128}
     """
-    from robustsynth.models.architectures import ONE_SIZE
+    from robustsynth.models.networks import ONE_SIZE
 
     settings = resolve_train_settings(preset)
     usual, size = settings.image_size, given.get("image_size") or settings.image_size
