@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustsynth import randomness
+from robustsynth.constraints import norm_named
 from robustsynth.errors import UserError
 from robustsynth.mixtures import MIXTURES_FILE
 from robustsynth.models.classifier import Classifier
@@ -213,12 +214,12 @@ def _with_seeds(models: Sequence[Classifier], seeds_from: str | None) -> int:
 
 
 def _scaled(settings: GenerateSettings, reference: Classifier, model: Classifier) -> GenerateSettings:
-    """The same settings for images of another size: an ℓ2 distance over equally changed values grows with the root of
-    their number, and a shift with the side."""
+    """The same settings for images of another size: a radius grows as its norm says, and a shift with the side."""
     if reference.image_size is None or model.image_size is None:
         return settings
     side = model.image_size / reference.image_size
-    values = side * (model.channels / reference.channels) ** 0.5 if settings.norm == "l2" else 1.0
+    scale = norm_named(settings.norm).scale
+    values = scale(side**2) * scale(model.channels / reference.channels)
     return dataclasses.replace(
         settings,
         eps=settings.eps * values,

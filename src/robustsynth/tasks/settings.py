@@ -2,8 +2,8 @@
 
 In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
 and what the preset ``best`` names); the paper's, improved as `IMPROVED` and `PHOTOGRAPH_SHIFT` say if no preset is
-named. A preset's ℓ2 sizes that were published for 224² images scale with the side of the model's images, because an ℓ2
-distance over equally changed pixels does.
+named. A preset's sizes that were published for 224² images scale with the side of the model's images, as their norm
+says.
 """
 
 from __future__ import annotations
@@ -147,14 +147,19 @@ def _check_norm(found: object, values: dict[str, Any], given: dict[str, Any]) ->
         return
     missing = [name for name in ("eps", "step_size") if name not in given]
     if missing:
+        from robustsynth.constraints import norm_named
+
+        usual = norm_named(found.norm).usual_drawing
+        start = f"; for {found.norm}, {usual[0]} and {usual[1]} are a start" if usual else ""
         raise UserError(
-            f"expected {' and '.join(missing)} beside norm={found.norm}, whose sizes are other ones, got neither; "
-            "for linf, 0.1 and 0.01 are a start"
+            f"expected {' and '.join(missing)} beside norm={found.norm}, whose sizes are other ones, got neither{start}"
         )
 
 
 def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, Any]) -> dict[str, Any]:
     """The preset's values for images of the model's size; rows that match better come later in the file."""
+    from robustsynth.constraints import norm_named
+
     if preset not in preset_names():
         raise UnknownNameError("preset", preset, preset_names())
     rows: list[dict[str, Any]] = read_preset("robustsynth.tasks", preset).get(task, [])
@@ -167,7 +172,8 @@ def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, A
         fits = fitting in row["images"] and row.get("only_seeds_from") in (None, given.get("seeds_from"))
         if not fits or row.get("only_classes") not in (None, len(model.classes)):
             continue
-        scale = side / row["published_for"] if row["published_for"] > SMALL_IMAGE else 1.0
+        size = norm_named(row.get("norm", "l2")).scale
+        scale = size(side**2) / size(row["published_for"] ** 2) if row["published_for"] > SMALL_IMAGE else 1.0
         for name, value in row.items():
             if name not in CONDITIONS:
                 values[name] = value * scale if name in ("eps", "step_size") else value

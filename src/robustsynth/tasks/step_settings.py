@@ -13,8 +13,16 @@ from robustsynth.errors import UserError
 
 
 def choice(default: Any, *names: Any) -> Any:
-    """A field whose value is one of `names`."""
-    return field(default=default, metadata={"choices": names})
+    """A field whose value is one of `names`, or of those that a single function gives when it is checked."""
+    return field(default=default, metadata={"choices": names[0] if callable(names[0]) else names})
+
+
+def norm_names() -> list[str]:
+    """The norms that are registered when this is called: see `robustsynth.constraints.register_norm`."""
+    # Here, because the command line reads settings before it pays for importing torch.
+    from robustsynth.constraints import NORMS
+
+    return list(NORMS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class StepSettings:
         eps: radius of the ball around where the task starts.
         step_size: length of a step, of the first one where steps decay.
         steps: number of steps.
-        norm: of the ball and the steps, ``l2`` or ``linf``.
+        norm: of the ball and the steps, ``l2``, ``linf`` or another one that was registered.
         step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
         use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
         shift: pixels, at the model's image size, by which what it sees is moved from step to step; 0 as in the papers.
@@ -35,7 +43,7 @@ class StepSettings:
     eps: float = 40.0
     step_size: float = 1.0
     steps: int = 60
-    norm: str = choice("l2", "l2", "linf")
+    norm: str = choice("l2", norm_names)
     step_schedule: str = choice("constant", "constant", "linear")
     use_best: bool = True
     shift: int = 0
@@ -59,8 +67,9 @@ class StepSettings:
 
 
 def _check_kind(each: dataclasses.Field[Any], value: Any) -> None:
-    choices = each.metadata.get("choices")
+    choices: Any = each.metadata.get("choices")
     if choices is not None:
+        choices = choices() if callable(choices) else choices
         if value not in choices:
             named = ", ".join(str(c) for c in choices if c is not None)
             raise UserError(f"expected {each.name} of {named}, got {value!r}")

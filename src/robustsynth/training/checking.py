@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from robustsynth.training.settings import TrainSettings
 
 CHOICES = {
-    "norm": ("l2", "linf"),
     "recipe": ("pgd", "trades", "mart", "free", "fast"),
     "attack_statistics": ("eval", "train"),
     "schedule": ("cosine", "step", "one-cycle"),
     "crop": ("pad", "resized", "none"),
 }
-"""The names that settings of names take."""
+"""The names that settings of names take, beside the norms, which may be registered later."""
 
 
 LEAST_SIDE = 4
@@ -39,7 +38,10 @@ def check_settings(settings: TrainSettings) -> None:
 
 
 def _check_values(settings: TrainSettings) -> None:
-    for name, choices in CHOICES.items():
+    # Here, because the command line reads settings before it pays for importing torch.
+    from robustsynth.constraints import NORMS
+
+    for name, choices in {"norm": tuple(NORMS), **CHOICES}.items():
         if getattr(settings, name) not in choices:
             raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(settings, name)!r}")
     sizes = ("width", "image_size", "stored_size", "early_size")

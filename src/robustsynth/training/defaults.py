@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from robustsynth.constraints import norm_named
+from robustsynth.errors import UserError
 from robustsynth.models.architectures import ONE_SIZE
 from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.training.settings import resolve_train_settings
@@ -19,9 +21,6 @@ FINE_TUNE_STEPS = 300
 
 FINE_TUNE_RATE = 0.05
 """Its peak rate, which does not shake off what the model knows."""
-
-USUAL_LINF = 8 / 255
-"""The radius in l-infinity that everybody takes."""
 
 FEW_PHOTOGRAPHS = 4000
 """Below so many the network has half the standard width, which 1,600 were learnt well by (docs/training-recipes.md)."""
@@ -108,8 +107,8 @@ def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What to change of a preset's attack for the radius, norm and recipe that are given, where nothing else is said.
 
-    Its step stays as large a part of the radius. A single step in l-infinity starts at random, and is 1.25 radii long
-    (Wong et al. 2020); several are 2.5 radii long together; TRADES and MART take 7 of a fifth. MART's labels are
+    Its step stays as large a part of the radius, but where the norm has a `single_step` of its own, as l-infinity has;
+    that one starts at random. Several are 2.5 radii long together; TRADES and MART take 7 of a fifth. MART's labels are
     certain.
 
     Example:
@@ -119,19 +118,21 @@ def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         {'random_start': True, 'attack_step_size': 0.025}
     """
     settings = resolve_train_settings(preset)
-    linf = given.get("norm") == "linf"
-    usual = USUAL_LINF if linf else settings.eps
+    norm = norm_named(given.get("norm") or settings.norm)
+    single, usual = norm.single_step, settings.eps if norm.name == settings.norm else norm.usual_eps
     eps = usual if given.get("eps") is None else float(given["eps"])
+    if eps is None:
+        raise UserError(f"expected --eps beside --norm {norm.name}, which has no usual radius, got none")
     wanted: dict[str, Any] = {"eps": eps}
     if given.get("recipe") == "mart":
         wanted |= {"label_smoothing": 0.0, "cutmix": 0.0}
     if given.get("recipe") in ("trades", "mart") and eps > 0:
         wanted |= {"attack_steps": 7, "attack_step_size": eps / 5}
     elif given.get("attack_steps") in (None, settings.attack_steps) and eps > 0:
-        wanted |= {"random_start": True} if linf else {}
-        wanted |= {"attack_step_size": eps * (1.25 if linf else settings.attack_step_size / settings.eps)}
+        wanted |= {} if single is None else {"random_start": True}
+        wanted |= {"attack_step_size": eps * (single or settings.attack_step_size / settings.eps)}
     elif eps > 0:
-        wanted |= {"random_start": True} if linf else {}
+        wanted |= {} if single is None else {"random_start": True}
         wanted |= {"attack_step_size": 2.5 * eps / max(1, int(given["attack_steps"]))}
     said = {name for name, value in given.items() if value is not None}
     return {name: value for name, value in wanted.items() if name not in said and value != getattr(settings, name)}

@@ -36,7 +36,7 @@ class TrainSettings:
         early_size: side to train at in the first part of a run, at fewer pixels and so faster; None for `image_size`.
         early_share: the part of all steps that this is.
         recipe: ``pgd``, ``trades``, ``mart``, ``free`` or ``fast``.
-        norm: of the attack, ``l2`` or ``linf``.
+        norm: of the attack, ``l2``, ``linf`` or another one that was registered.
         eps: radius of the attack in pixel units of images in [0, 1]; 0 is standard training.
         attack_steps: PGD steps; free and fast have their own.
         attack_step_size: their length.
