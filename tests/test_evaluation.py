@@ -90,7 +90,9 @@ def test_a_linear_classifier_gives_the_closed_form(norm: str) -> None:
     assert [row.eps for row in rows] == [0.0, *radii]
     for row in rows:
         assert row.total == 120
-        assert abs(row.correct - int((away > row.eps).sum())) <= 1  # The image at the quantile itself may go either way.
+        assert (
+            abs(row.correct - int((away > row.eps).sum())) <= 1
+        )  # The image at the quantile itself may go either way.
     assert rows[0].correct == 108
     shares = [row.share for row in rows]
     assert shares == sorted(shares, reverse=True)
@@ -446,9 +448,48 @@ def test_apgd_at_the_command_line(stored: Path) -> None:
     assert "PGD-10 l2 at eps 0.4" in evaluate(stored, "--steps", 10, "--eps", "0.4").stdout
 
 
-def test_out_is_for_auto_alone(stored: Path, tmp_path: Path) -> None:
-    result = evaluate(stored, "--out", tmp_path / "run")
-    assert (result.exit_code, "--attack auto" in result.output) == (2, True)
+def test_pgd_is_kept_and_gone_on_with(stored: Path, tmp_path: Path) -> None:
+    given = ("--eps", "0.2,0.4", "--out", tmp_path / "run", "--batch-size", 10)
+    first = evaluate(stored, *given)
+    assert (first.exit_code, "done already" in first.stderr) == (0, False)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"eps-0.2", "eps-0.4"}
+    again = evaluate(stored, *given)
+    assert (again.stdout, again.stderr.count("45 of 45 images are done already")) == (first.stdout, 2)
+    refused = evaluate(stored, *given, "--seed", 1)
+    assert (refused.exit_code, "(seed)" in refused.output) == (2, True), refused.output
+    replaced = evaluate(stored, *given, "--seed", 1, "--overwrite")
+    assert (replaced.exit_code, "done already" in replaced.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd"])
+def test_ctrl_c_keeps_what_is_finished(stored: Path, monkeypatch: pytest.MonkeyPatch, attack: str) -> None:
+    """In the middle of an attempt: what is under way is lost, what is finished stays, and the same command goes on."""
+    from robustsynth.evaluation.attacks import GradientAttack
+
+    given = ("--attack", attack, "--steps", 5, "--eps", "0.4", "--batch-size", 10)
+    undisturbed = evaluate(stored, *given, "--out", stored.parent / "undisturbed")
+    attacked, passes = GradientAttack.attacked, []
+
+    def interrupted(self: GradientAttack, *arguments: Any) -> torch.Tensor:
+        def stop() -> None:
+            passes.append(1)
+            if len(passes) == 33:
+                raise KeyboardInterrupt
+
+        self.on_pass = stop
+        return attacked(self, *arguments)
+
+    monkeypatch.setattr(GradientAttack, "attacked", interrupted)
+    stopped = evaluate(stored, *given)
+    assert stopped.exit_code == 130
+    done = int(stopped.stderr.split("stopped after ")[1].split(" of 45 images")[0])
+    assert done in (20, 30)
+    assert f"of {done} images" in stopped.stdout
+    monkeypatch.undo()
+    monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(stored.parent / "cache"))
+    resumed = evaluate(stored, *given)
+    assert f"{done} of 45 images are done already" in resumed.stderr
+    assert resumed.stdout == undisturbed.stdout
 
 
 def test_masking_is_looked_for_when_asked(stored: Path) -> None:

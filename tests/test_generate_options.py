@@ -23,7 +23,7 @@ from conftest import make_model_folder, pictures_of_classes, png
 from robustsynth.cli import main
 from robustsynth.constraints import L2Ball, ball
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.mixtures import MIXTURES_FILE, TENSORS, ClassMixtures, add_mixtures, fit_class_mixtures
+from robustsynth.seeds import MIXTURES_FILE, TENSORS, ClassMixtures, add_mixtures, fit_class_mixtures
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model

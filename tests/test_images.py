@@ -252,7 +252,7 @@ def test_what_is_no_picture_is_named(tmp_path, kind, load):
         path.write_bytes(content)
     elif kind == "folder":
         path.mkdir()
-    with pytest.raises(UserError, match=f"expected a picture.*{says}"):
+    with pytest.raises(UserError, match=f"expected an image.*{says}"):
         load(path)
 
 

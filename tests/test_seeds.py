@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from conftest import pictures_of_classes
 from robustsynth import randomness
 from robustsynth.errors import UserError
-from robustsynth.mixtures import fit_class_mixtures
+from robustsynth.seeds import fit_class_mixtures
 from robustsynth.randomness import generator, image_generators
 from robustsynth.seeds import (
     RIDGE,

@@ -20,30 +20,40 @@ if TYPE_CHECKING:
     from robustsynth.data import load_data
     from robustsynth.errors import UnknownNameError, UserError
     from robustsynth.evaluation.accuracy import evaluate_accuracy
+    from robustsynth.images import load_image
     from robustsynth.loop import NonFiniteError, Problem, Step, pgd, pgd_steps
     from robustsynth.models.card import ModelCard
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.files import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
+    from robustsynth.sheet import save, show
+    from robustsynth.solver import Interrupted, Progress, Results
+    from robustsynth.tasks.call import predict
     from robustsynth.tasks.compare import Comparison, compare
-    from robustsynth.tasks.generate import generate, resolve_generate
-    from robustsynth.tasks.inpaint import inpaint
-    from robustsynth.tasks.paint import paint
-    from robustsynth.tasks.refine import refine
-    from robustsynth.tasks.running import predict
-    from robustsynth.tasks.settings import GenerateSettings
-    from robustsynth.tasks.sketch import sketch
-    from robustsynth.tasks.step_settings import (
-        InpaintSettings,
-        PaintSettings,
-        RefineSettings,
-        SketchSettings,
-        TranslateSettings,
-        UpscaleSettings,
+    from robustsynth.tasks.functions import (
+        generate,
+        generate_steps,
+        inpaint,
+        inpaint_steps,
+        paint,
+        paint_steps,
+        refine,
+        refine_steps,
+        sketch,
+        sketch_steps,
+        translate,
+        translate_steps,
+        upscale,
+        upscale_steps,
     )
-    from robustsynth.tasks.translate import translate
-    from robustsynth.tasks.upscale import upscale
+    from robustsynth.tasks.generate import GenerateSettings
+    from robustsynth.tasks.inpaint import InpaintSettings
+    from robustsynth.tasks.paint import PaintSettings
+    from robustsynth.tasks.refine import RefineSettings
+    from robustsynth.tasks.sketch import SketchSettings
+    from robustsynth.tasks.translate import TranslateSettings
+    from robustsynth.tasks.upscale import UpscaleSettings
     from robustsynth.training.run import Trainer
     from robustsynth.training.settings import TrainSettings
 
@@ -59,18 +69,21 @@ _HOMES = {
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
     "tasks.compare": ["Comparison", "compare"],
-    "tasks.generate": ["generate", "resolve_generate"],
-    "tasks.inpaint": ["inpaint"],
-    "tasks.paint": ["paint"],
-    "tasks.refine": ["refine"],
-    "tasks.running": ["predict"],
-    "tasks.settings": ["GenerateSettings"],
-    "tasks.sketch": ["sketch"],
-    "tasks.step_settings": [
-        "InpaintSettings", "PaintSettings", "RefineSettings", "SketchSettings", "TranslateSettings", "UpscaleSettings",
+    "images": ["load_image"],
+    "sheet": ["save", "show"],
+    "solver": ["Interrupted", "Progress", "Results"],
+    "tasks.call": ["predict"],
+    "tasks.functions": [
+        "generate", "generate_steps", "inpaint", "inpaint_steps", "paint", "paint_steps", "refine", "refine_steps",
+        "sketch", "sketch_steps", "translate", "translate_steps", "upscale", "upscale_steps",
     ],
-    "tasks.translate": ["translate"],
-    "tasks.upscale": ["upscale"],
+    "tasks.generate": ["GenerateSettings"],
+    "tasks.inpaint": ["InpaintSettings"],
+    "tasks.paint": ["PaintSettings"],
+    "tasks.refine": ["RefineSettings"],
+    "tasks.sketch": ["SketchSettings"],
+    "tasks.translate": ["TranslateSettings"],
+    "tasks.upscale": ["UpscaleSettings"],
     "training.run": ["Trainer"],
     "training.settings": ["TrainSettings"],
 }  # fmt: skip
@@ -78,17 +91,24 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "GenerateSettings",
-    "InpaintSettings", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError", "Objective", "PaintSettings", "Problem",
-    "RefineSettings", "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
-    "UpscaleSettings", "UserError", "__version__", "compare", "evaluate_accuracy", "fit_class_seeds", "generate",
-    "inpaint", "load_data", "load_model", "model_names", "paint", "pgd", "pgd_steps", "predict", "refine",
-    "resolve_generate", "sample_seeds", "save_model", "sketch", "translate", "upscale",
+    "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError", "Objective",
+    "PaintSettings", "Problem", "Progress", "RefineSettings", "Results", "SketchSettings", "Step", "TrainSettings",
+    "Trainer", "TranslateSettings", "UnknownNameError", "UpscaleSettings", "UserError", "__version__", "compare",
+    "constraints", "data", "errors", "evaluate_accuracy", "fit_class_seeds", "generate", "generate_steps", "images",
+    "inpaint", "inpaint_steps", "load_data", "load_image", "load_model", "loop", "model_names", "objectives",
+    "paint", "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps", "sample_seeds", "save",
+    "save_model", "seeds", "sheet", "show", "sketch", "sketch_steps", "solver", "translate", "translate_steps",
+    "upscale", "upscale_steps",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Names are fetched when first used: torch takes seconds to import, and `robustsynth --help` needs none of it.
     if name not in _HOME_OF:
+        from robustsynth.tasks.table import TASKS
+
+        if name.removesuffix("_steps") in TASKS:  # A task that was added to the table.
+            return getattr(importlib.import_module("robustsynth.tasks.functions"), name)
         raise AttributeError(f"module 'robustsynth' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"robustsynth.{_HOME_OF[name]}"), name)
     globals()[name] = value

@@ -1,25 +1,225 @@
-"""Images between tensors in [0, 1] and files: pictures, grids, animations."""
+"""Reading and writing images: any file, Pillow image, NumPy array or tensor in, PNG out.
+
+Whatever is read is made plain: upright, opaque, eight bits a channel, grey or RGB. What was changed is noted for
+people to be told, and what cannot be read is refused with the reason.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
-from robustsynth.pictures import fault_of, open_picture, picture_notes, plain_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Endings of the files that count as images in a folder."""
 
-HOLD = 1.5
-"""Seconds for which an animation's last frame is shown."""
+LARGEST = 64_000_000
+"""Pixels of the largest image that is decoded, enough for the largest full-frame cameras; about a gigabyte while it
+is made plain."""
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+_OPENING = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """An image that was read and made plain.
+
+    Attributes:
+        pixels: uint8 (H, W, C).
+        notes: what had to be changed, in words, such as "turned upright"; empty if nothing.
+        alpha: uint8 (H, W), upright, 255 where the image is opaque; None if it has no transparency. `size` does not
+            apply to it.
+    """
+
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+    alpha: np.ndarray | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The pixels as (C, H, W), float32 in [0, 1]."""
+        return as_tensor([self.pixels])[0]
+
+
+def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int | None = None) -> LoadedImage:
+    """Decode one image and make it plain; of an animation the first frame.
+
+    It is turned as its EXIF data say, laid on white where it is transparent, and scaled from 16 bits to 8.
+
+    Args:
+        source: a file of any kind that Pillow reads, or an image that Pillow opened.
+        channels: 3 or 1.
+        size: the central square is resized to this side; None leaves the size as it is.
+
+    Raises:
+        UserError: no such file, not a whole image, or one of more than `LARGEST` pixels.
+
+    Example:
+        >>> image = read_image(Image.new("LA", (6, 4)), size=2)
+        >>> image.pixels.shape, image.notes[:2]
+        ((2, 2, 3), ('transparent parts laid on white', 'grey as RGB'))
+    """
+    with _opened(source) as image:
+        deep = _is_deep(image)  # Once it is decoded, Pillow no longer knows how many bits the file has.
+        image.load()
+        count, turn, grey = _frames(image), _turn(image), is_grey(image)
+        upright = _upright(image, turn)
+        alpha = _alpha(upright)
+        shorter = min(upright.size)
+        said = {
+            f"first of {count} {'pages' if image.format == 'TIFF' else 'frames'}": count > 1,
+            "turned upright": turn is not None,
+            "16 bits scaled to 8": deep,
+            "transparent parts laid on white": alpha is not None and bool(alpha.min() < 255),
+            "grey as RGB": grey and channels == 3,
+            "colours as grey": not grey and channels == 1,
+            f"{image.mode} as RGB": image.mode in ("CMYK", "LAB", "HSV") and channels == 3,
+            "cut to its central square": size is not None and image.width != image.height,
+            f"resized from {shorter}×{shorter} to {size}×{size}": size is not None and shorter != size,
+        }
+        notes = tuple(note for note, holds in said.items() if holds)
+        return LoadedImage(_pixels(upright, channels, size), notes, alpha)
+
+
+def load_image(source: Path | str | Image.Image, *, channels: int = 3, size: int | None = None) -> Tensor:
+    """One image as (C, H, W), float32 in [0, 1]; read as `read_image` reads it.
+
+    Example:
+        >>> load_image(Image.new("RGB", (4, 2), (255, 0, 0))).shape
+        torch.Size([3, 2, 4])
+    """
+    return read_image(source, channels=channels, size=size).tensor
+
+
+def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Tensor | list[Tensor]:
+    """Images in any form that people have them in, as one batch.
+
+    Args:
+        images: a file (str or Path); an image of Pillow's; a NumPy array (H, W), (H, W, C) or (N, H, W, C), uint8 or
+            float in [0, 1]; a tensor (C, H, W) or (N, C, H, W), uint8 or float in [0, 1]; or a list of these.
+        channels: 3 or 1. Files, Pillow images and arrays are converted; a tensor must have as many.
+        any_values: whether floats may be of any value, for a caller that does not read all of them.
+
+    Returns:
+        (N, C, H, W) float in [0, 1]: float32, but floating tensors keep their type and device. Of a list of images of
+        several sizes, a list of (C, H, W).
+
+    Raises:
+        UserError: a file that cannot be read, or something that is no image.
+
+    Example:
+        >>> as_images(np.zeros((4, 6), np.uint8)).shape
+        torch.Size([1, 3, 4, 6])
+        >>> [image.shape[1] for image in as_images([torch.rand(3, 4, 4), Image.new("L", (8, 8))])]
+        [4, 8]
+        >>> as_images(torch.full((3, 2, 2), 255.0))
+        Traceback (most recent call last):
+        robustsynth.errors.UserError: expected images with values in [0, 1], got [255, 255]; divide 8-bit images by 255
+    """
+    if isinstance(images, Path | str | Image.Image):
+        return load_image(images, channels=channels)[None]
+    if isinstance(images, np.ndarray):
+        return _of_array(images, channels, any_values)
+    if isinstance(images, Tensor):
+        return _of_tensor(images, channels, any_values)
+    if isinstance(images, list | tuple):
+        each = [image for one in images for image in as_images(one, channels=channels, any_values=any_values)]
+        if not each:
+            raise UserError("expected one or more images, got an empty list")
+        return torch.stack(each) if len({image.shape for image in each}) == 1 else each
+    raise UserError(
+        f"expected images as files, Pillow images, NumPy arrays, tensors or a list of these, "
+        f"got {type(images).__name__}"
+    )
+
+
+def _of_array(array: np.ndarray, channels: int, any_values: bool) -> Tensor:
+    shaped = array[..., None] if array.ndim == 2 else array
+    shaped = shaped[None] if shaped.ndim == 3 else shaped
+    if shaped.ndim != 4 or shaped.shape[3] not in (1, 3, 4):
+        moved = shaped.ndim == 4 and shaped.shape[1] in (1, 3)
+        remedy = "move the channels to the end" if moved else "a tensor has the channels first, an array last"
+        raise UserError(f"expected an array (H, W), (H, W, C) or (N, H, W, C), got {array.shape}; {remedy}")
+    if array.dtype == np.uint8:
+        return torch.stack([load_image(to_pil(image), channels=channels) for image in shaped])
+    if array.dtype.kind != "f":
+        raise UserError(f"expected an array of uint8, or of floats in [0, 1], got {array.dtype}; scale it to either")
+    if shaped.shape[3] == 1:
+        shaped = shaped.repeat(channels, 3)
+    floats = torch.from_numpy(np.ascontiguousarray(shaped.transpose(0, 3, 1, 2), dtype=np.float32))
+    return _of_tensor(floats, channels, any_values)
+
+
+def _of_tensor(tensor: Tensor, channels: int, any_values: bool) -> Tensor:
+    images = tensor[None] if tensor.ndim == 3 else tensor
+    if images.ndim != 4 or images.shape[1] != channels:
+        what = "channels first" if images.ndim == 4 and images.shape[3] == channels else f"{channels} channels"
+        raise UserError(
+            f"expected images ({channels}, H, W) or (N, {channels}, H, W), got {tuple(tensor.shape)}; give {what}"
+        )
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise UserError(f"expected a tensor of uint8, or of floats in [0, 1], got {images.dtype}; scale it to either")
+    if not any_values and images.numel():
+        low, high = images.detach().amin().item(), images.detach().amax().item()
+        if low < 0 or high > 1:
+            raise UserError(
+                f"expected images with values in [0, 1], got [{low:.4g}, {high:.4g}]; divide 8-bit images by 255"
+            )
+        if low != low:
+            raise UserError("expected images with values in [0, 1], got NaN; replace what is not a number")
+    return images
+
+
+def image_files(folder: Path | str) -> list[Path]:
+    """The image files directly in `folder`, by name.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"expected a folder of images, but there is no folder {folder}")
+    files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+    if not found:
+        others = Counter(p.suffix.lower() or "no ending" for p in files).most_common(3)
+        there = ", ".join(f"{count} of {end}" for end, count in others)
+        raise UserError(
+            f"expected images ({', '.join(SUFFIXES)}) in {folder}, found none" + (f" but {there}" if there else "")
+        )
+    return found
+
+
+# Between tensors, bytes and PNG files
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -33,96 +233,287 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_picture(image: np.ndarray) -> Image.Image:
-    """uint8 (H, W, C) with one or three channels as a Pillow image."""
+def as_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 images (H, W, C) of one size as a float32 tensor (N, C, H, W) in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def to_pil(image: np.ndarray) -> Image.Image:
+    """uint8 (H, W, C) with one, three or four channels as a Pillow image."""
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def save_png(path: Path | str, image: np.ndarray) -> None:
-    """Write uint8 (H, W, C) as a PNG file, whole or not at all."""
+def save_png(path: Path | str, image: np.ndarray, *, text: Mapping[str, str] | None = None) -> None:
+    """Write uint8 (H, W, C) as a PNG file, whole or not at all.
+
+    Args:
+        path: of the file; missing folders are made.
+        image: uint8 (H, W, C) with one or three channels.
+        text: what the file says of itself, by keyword (`png_text` gives it back). The pixels do not depend on it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_png(Path(folder, "a.png"), np.zeros((2, 2, 3), np.uint8), text={"class": "Käfer", "seed": "0"})
+        ...     png_text(Path(folder, "a.png"))
+        {'class': 'Käfer', 'seed': '0'}
+    """
+    chunks = PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_text(keyword, value)
     with written_beside(path) as temporary:
-        to_picture(image).save(temporary, format="PNG")
+        to_pil(image).save(temporary, format="PNG", pnginfo=chunks)
+
+
+def png_text(path: Path | str) -> dict[str, str]:
+    """What a PNG file says of itself, by keyword; empty for a file of another format.
+
+    Raises:
+        UserError: no such file, or not an image.
+    """
+    with _opened(path) as image:
+        return {keyword: str(value) for keyword, value in getattr(image, "text", {}).items()}
+
+
+# Opening, and what goes wrong
+
+
+@contextlib.contextmanager
+def _opened(source: Path | str | Image.Image) -> Iterator[Image.Image]:
+    """An image, and a `UserError` that names it for whatever goes wrong with it."""
+    name = (
+        Path(getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else Path(source)
+    )
+    if name.is_dir():
+        raise UserError(f"expected an image, but {name} is a folder; give a file in it")
+    try:
+        if isinstance(source, Image.Image):
+            _check_size(source)
+            yield source
+        else:
+            with open_image(name) as image:
+                yield image
+    except FileNotFoundError:
+        raise UserError(f"expected an image, but there is no file {name}") from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
+        fault = fault_of(error, name)
+        raise UserError(
+            f"expected an image in {name}, but it cannot be read ({fault.reason}); {fault.remedy}"
+        ) from error
+
+
+def open_image(file: Path | str | IO[bytes]) -> Image.Image:
+    """Open an image as Pillow does: its header is read, its pixels are not yet.
+
+    Raises:
+        TooLargeError: more than `LARGEST` pixels.
+        OSError: missing, or not an image; Pillow raises SyntaxError, struct.error and more as well, all of which
+            `fault_of` puts into words.
+    """
+    with _OPENING:
+        # Pillow's own check warns of large images, or refuses them without saying their size.
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    try:
+        _check_size(image)
+    except TooLargeError:
+        image.close()
+        raise
+    return image
+
+
+class TooLargeError(ValueError):
+    """An image of more than `LARGEST` pixels."""
+
+
+def _check_size(image: Image.Image) -> None:
+    pixels = image.width * image.height
+    if pixels > LARGEST:
+        raise TooLargeError(
+            f"{image.width}×{image.height} = {pixels / 1e6:.0f} million pixels, "
+            f"above the limit of {LARGEST / 1e6:.0f} million"
+        )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a file is no usable image, and what to do about it."""
+
+    reason: str
+    remedy: str = "replace it"
+
+
+_NO_IMAGES = (
+    (rb"....ftyp(hei|hev|mif1|msf1)", Fault("an HEIC image, which Pillow does not read", "save it as JPEG or PNG")),
+    (rb"version https://git-lfs", Fault("a Git LFS pointer in place of an image", "fetch it with `git lfs pull`")),
+    (rb"%PDF", Fault("a PDF document", "save its page as PNG")),
+    (rb".*<svg[\s>]", Fault("an SVG drawing", "export it as PNG")),
+    (rb"\s*(<!doctype html|<html)", Fault("a web page", "download the image itself")),
+)
+
+
+def fault_of(error: Exception, content: Path | bytes) -> Fault:
+    """What `error`, met while an image was opened or made plain, means to people.
+
+    Args:
+        error: as it was raised.
+        content: the file or the bytes.
+
+    Example:
+        >>> fault_of(OSError("cannot identify image file"), b"").reason
+        'an empty file'
+    """
+    if isinstance(error, TooLargeError):
+        return Fault(str(error), "scale it down first")
+    head = content[:1024] if isinstance(content, bytes) else b"?"
+    if isinstance(content, Path):
+        with contextlib.suppress(OSError), content.open("rb") as opened:
+            head = opened.read(1024)
+    if not head:
+        return Fault("an empty file", "fetch it again")
+    if isinstance(error, Image.UnidentifiedImageError):
+        # Pillow's own text for bytes that it does not know only names a buffer in memory.
+        known = (fault for start, fault in _NO_IMAGES if re.match(start, head, re.DOTALL | re.IGNORECASE))
+        return next(known, Fault("no format that Pillow knows", "save it as PNG or JPEG"))
+    if re.search("truncated|end of file", str(error), re.IGNORECASE):
+        return Fault("a truncated file", "fetch it again")
+    if isinstance(error, ValueError):
+        return Fault(str(error))
+    if isinstance(error, OSError) and error.errno:
+        return Fault(error.strerror or type(error).__name__, "see that it can be read")
+    return Fault(f"a damaged file: {error}", "fetch it again")
+
+
+# Making an image plain
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether the image's mode holds grey values and no colours."""
+    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
+
+
+def plain_pixels(image: Image.Image, *, channels: int, size: int | None = None) -> np.ndarray:
+    """An image of any mode as uint8 (H, W, C): what `read_image` gives, without its notes.
+
+    Args:
+        image: as Pillow opened it. One that has the wanted size already keeps its exact pixels.
+        channels: 3 or 1.
+        size: the central square is resized to this side with antialiasing; None leaves the size as it is.
+
+    Raises:
+        ValueError: its values have no fixed range.
+        OSError: it is damaged; Pillow raises SyntaxError, struct.error and more as well.
+
+    Example:
+        >>> plain_pixels(Image.new("RGB", (4, 2), (255, 0, 0)), channels=3, size=1).tolist()
+        [[[255, 0, 0]]]
+    """
+    return _pixels(_upright(image, _turn(image)), channels, size)
+
+
+def _pixels(upright: Image.Image, channels: int, size: int | None) -> np.ndarray:
+    if upright.has_transparency_data:
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), _rgba(upright))
+    plain = upright.convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        plain = _square(plain, size)
+    return np.array(plain, dtype=np.uint8).reshape(plain.height, plain.width, channels)
+
+
+def _upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    image.load()
+    eight = _eight_bits(image)
+    return eight if turn is None else eight.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # Cameras and editors write EXIF data that no reader parses; the image itself is none the worse.
+        return None
+
+
+def _frames(image: Image.Image) -> int:
+    if image.format == "MPO":  # a photograph and its own previews
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:
+        # Counting reads the later frames, which may be damaged; nobody needs them.
+        return 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel, some of which Pillow itself drops as it decodes."""
+    tiles = getattr(image, "tile", None) or []
+    return image.mode == "I" or image.mode.startswith("I;16") or any(";16" in str(tile) for tile in tiles)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits (Pillow's own conversion clips at 255 instead)."""
+    if image.mode == "F":
+        raise ValueError("floating-point values, which have no fixed range (save it with 8 or 16 bits)")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("grey values beyond 16 bits (save it with 8 or 16 bits)")
+    scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # the one value that stands for "nothing here"
+        scaled.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return scaled
+
+
+def _alpha(upright: Image.Image) -> np.ndarray | None:
+    return np.asarray(_rgba(upright).getchannel("A")) if upright.has_transparency_data else None
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    if image.size == (side, side):
+        return image
+    width, height = image.size
+    shorter = min(width, height)
+    # Whole pixels: a crop by half a pixel would blur an image that needs no resizing.
+    left, top = (width - shorter) // 2, (height - shorter) // 2
+    # Cropped first: `resize(box=…, reducing_gap=…)` would mix in pixels from outside the box.
+    square = image.crop((left, top, left + shorter, top + shorter))
+    if shorter == side:
+        return square
+    return square.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+# The names of before, until all callers have the new ones.
 
 
 def load_picture(path: Path | str, *, channels: int = 3, size: int | None = None) -> np.ndarray:
-    """One picture as uint8 (H, W, C): turned as its EXIF data say, alpha on white, 16 bits scaled to 8.
-
-    Of an animation this is the first frame.
-
-    Args:
-        path: any file that Pillow reads.
-        channels: 3 or 1.
-        size: the central square is resized to this side; None leaves the picture as it is.
-
-    Raises:
-        UserError: no such file, not a whole picture, or one of more than `robustsynth.pictures.LARGEST` pixels.
-    """
-    with _opened(path) as picture:
-        return plain_picture(picture, channels=channels, size=size)
+    """`read_image`'s pixels."""
+    return read_image(path, channels=channels, size=size).pixels
 
 
 def load_picture_with_notes(
     path: Path | str, *, channels: int = 3, size: int | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """The same as `load_picture`, and what had to be changed of the picture, for people to be told.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("LA", (4, 4)).save(Path(folder) / "clear.png")
-        ...     picture, notes = load_picture_with_notes(Path(folder) / "clear.png")
-        >>> picture.shape, notes
-        ((4, 4, 3), ['transparent parts laid on white', 'grey as RGB'])
-    """
-    with _opened(path) as picture:
-        notes = picture_notes(picture, channels=channels, size=size)
-        return plain_picture(picture, channels=channels, size=size), notes
+    """`read_image`'s pixels and notes."""
+    image = read_image(path, channels=channels, size=size)
+    return image.pixels, list(image.notes)
 
 
-@contextlib.contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
-    """A picture, and a `UserError` that names it for whatever goes wrong with it."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"expected a picture, but {path} is a folder; give a file in it")
-    try:
-        with open_picture(path) as picture:
-            yield picture
-    except FileNotFoundError:
-        raise UserError(f"expected a picture, but there is no file {path}") from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
-        fault = fault_of(error, path)
-        raise UserError(
-            f"expected a picture in {path}, but it cannot be read ({fault.reason}); {fault.remedy}"
-        ) from error
+picture_files, to_picture = image_files, to_pil
 
 
-def picture_files(folder: Path | str) -> list[Path]:
-    """The picture files directly in `folder`, by name.
-
-    Raises:
-        UserError: no such folder, or no pictures in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"expected a folder of pictures, but there is no folder {folder}")
-    files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-    found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
-    if not found:
-        others = Counter(p.suffix.lower() or "no ending" for p in files).most_common(3)
-        there = ", ".join(f"{count} of {end}" for end, count in others)
-        raise UserError(
-            f"expected pictures ({', '.join(SUFFIXES)}) in {folder}, found none" + (f" but {there}" if there else "")
-        )
-    return found
-
-
-def as_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
-    """uint8 pictures (H, W, C) of one size as a float32 tensor (N, C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+HOLD = 1.5
 
 
 def grid(images: np.ndarray, *, columns: int, enlarge: int = 1, border: int = 2) -> np.ndarray:
@@ -154,7 +545,7 @@ def display_scale(side: int) -> int:
     return max(1, 96 // side)
 
 
-def save_gif(path: Path | str, frames: Iterable[np.ndarray], *, seconds: float = 4.0) -> None:
+def save_gif(path: Path | str, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
     """Write uint8 frames (H, W, C) as an endless animation that takes `seconds`, its last frame held longer.
 
     Each frame has a palette of its own, and its other colours are dithered.

@@ -192,28 +192,45 @@ def pgd(
         >>> pgd(Problem(start, lambda x: x.sum((1, 2, 3)), LinfBall(0.25)), step_size=0.1, steps=9).tolist()
         [[[[0.25, 0.25]]]]
     """
-    best: Tensor | None = None
-    best_loss: Tensor | None = None
-    step: Step | None = None
+    best, step = BestIterate(), None
     for step in pgd_steps(problem, step_size=step_size, steps=steps, score_last=use_best):
         if use_best:
-            best, best_loss = _keep_best(best, best_loss, step)
+            best.add(step)
         if on_step is not None and on_step(step) is False:
             break
     assert step is not None
-    result = best if use_best and best is not None else step.images
+    result = best.images if use_best else step.images
     if step.failures:
         raise NonFiniteError(result, step.failures)
     return result
 
 
-def _keep_best(best: Tensor | None, best_loss: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
-    if best is None or best_loss is None:
-        # An image that fails at once must still be replaceable, so its loss counts as infinitely bad.
-        return step.images.clone(), step.loss.nan_to_num(nan=float("inf"))
-    better = step.loss < best_loss
-    best = torch.where(better.view(-1, 1, 1, 1), step.images, best)
-    return best, torch.where(better, step.loss, best_loss)
+class BestIterate:
+    """For each image, the iterate of lowest loss among the steps added so far, as the authors return it.
+
+    Attributes:
+        images: (N, C, H, W); a new tensor after each `add`, so that an earlier one may be kept.
+
+    Example:
+        >>> best = BestIterate()
+        >>> for value, loss in ((0.1, 2.0), (0.2, 1.0), (0.3, 3.0)):
+        ...     best.add(Step(0, torch.full((1, 1, 1, 1), value), torch.tensor([loss])))
+        >>> round(best.images.item(), 1)
+        0.2
+    """
+
+    images: Tensor
+    _loss: Tensor | None = None
+
+    def add(self, step: Step) -> None:
+        """Take a step's images where their loss is lower."""
+        if self._loss is None:
+            # An image that fails at once must still be replaceable, so its loss counts as infinitely bad.
+            self.images, self._loss = step.images.clone(), step.loss.nan_to_num(nan=float("inf"))
+            return
+        better = step.loss < self._loss
+        self.images = torch.where(better.view(-1, 1, 1, 1), step.images, self.images)
+        self._loss = torch.where(better, step.loss, self._loss)
 
 
 def _loss_and_gradient(objective: Objective, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.models.classifier import Classifier
+from robustsynth.resampling import resample
 
 Network = Callable[[Tensor], Tensor]
 
@@ -202,6 +203,46 @@ class Untargeted(Objective):
 
     def __call__(self, images: Tensor) -> Tensor:
         return -F.cross_entropy(self.network(images), self.labels.to(images.device), reduction="none")
+
+
+@dataclass(frozen=True)
+class Activation(Objective):
+    """−R(x)_f, minus the activation of unit f of the representation (Santurkar et al. 2019, Equation 5).
+
+    Args:
+        network: images to representations (N, D).
+        unit: f.
+
+    Example:
+        >>> Activation(lambda x: x.flatten(1), 1)(torch.tensor([[[[0.0, 0.5]]]])).tolist()
+        [-0.5]
+    """
+
+    network: Network
+    unit: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return -self.network(images)[:, self.unit]
+
+
+@dataclass(frozen=True)
+class AveragedDistance(Objective):
+    """mean((↓x − x_low)²), ↓ being area averaging: the natural form of hse2025's consistency loss, which it does not
+    define.
+
+    Args:
+        low: (N, C, h, w).
+
+    Example:
+        >>> AveragedDistance(torch.zeros(1, 1, 1, 1))(torch.tensor([[[[0.0, 1.0]]]])).tolist()
+        [0.25]
+    """
+
+    low: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        averaged = resample(images, (self.low.shape[2], self.low.shape[3]), "area")
+        return (averaged - self.low).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)

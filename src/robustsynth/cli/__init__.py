@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from robustsynth.cli.stopping import STOPPED
 from robustsynth.errors import UserError
 
 
@@ -16,16 +15,20 @@ class Commands(click.Group):
     """Commands imported when they are called or listed, and errors for people: one message, exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [
-            "generate", "inpaint", "translate", "upscale", "sketch", "paint", "refine", "features",
-            "compare", "train", "evaluate", "import", "publish", "models", "demo",
-        ]  # fmt: skip
+        from robustsynth.tasks.table import TASKS
+
+        others = ["features", "compare", "train", "evaluate", "import", "publish", "models", "demo"]
+        return [*TASKS, *others]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         import importlib
 
+        from robustsynth.tasks.table import TASKS
+
         if cmd_name not in self.list_commands(ctx):
             return None
+        if cmd_name in TASKS and cmd_name != "generate":
+            return importlib.import_module("robustsynth.cli.tasks").task_command(TASKS[cmd_name])
         # No module can be called as the language's own word.
         return importlib.import_module(f"robustsynth.cli.{'import_' if cmd_name == 'import' else cmd_name}").command
 
@@ -37,7 +40,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             # Before or after the part that it stops at a step of.
             say("stopped")
-            raise SystemExit(STOPPED) from None
+            raise SystemExit(130) from None
         except BrokenPipeError:
             raise
         except OSError as error:

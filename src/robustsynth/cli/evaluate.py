@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import Norm, Numbers
-from robustsynth.cli.stopping import STOPPED
+from robustsynth.cli.progress import STOPPED
 from robustsynth.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ SQUARE_ALARM = 0.002
 @click.option("--batch-size", type=click.IntRange(min=1), default=None)
 @click.option("--device", default=None, help="cpu or cuda.")
 @click.option("--out", type=click.Path(), default=None, help="Where what is done is kept; the cache if not given.")
+@click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
 @click.option("--check-masking", is_flag=True, help="Also look for signs that gradients are masked.")
 @click.option("--record", is_flag=True, help="Write the figures into the model's card.")
 def command(
@@ -92,6 +93,7 @@ def command(
     batch_size: int | None,
     device: str | None,
     out: str | None,
+    overwrite: bool,
     check_masking: bool,
     record: bool,
 ) -> None:
@@ -102,7 +104,7 @@ def command(
     run goes on when the same command is run again. Intervals are of 95 % confidence.
     """
     from robustsynth.cli.describe import describe_model
-    from robustsynth.cli.voices import one_voice
+    from robustsynth.cli.workers import one_voice
     from robustsynth.data import load_data
     from robustsynth.models.files import load_model
     from robustsynth.processes import Workers
@@ -129,7 +131,7 @@ def command(
             given |= workers.agreed(lambda: model.synthesizer(**sizes).execution.as_dict())
             del given["measured"]
         attacks = _attacks(model, attack, eps, {"restarts": restarts, "steps": steps}, given)
-        run = _Measurement(images.images, labels, num, None if out is None else Path(out), workers, tell)
+        run = _Measurement(images.images, labels, num, None if out is None else Path(out), overwrite, workers, tell)
         measured = run.measure(attacks)
         if not workers.first:
             return
@@ -208,6 +210,7 @@ class _Measurement:
     labels: np.ndarray
     num: int | None
     folder: Path | None
+    overwrite: bool
     workers: Workers
     tell: Callable[[str], object]
 
@@ -216,11 +219,6 @@ class _Measurement:
         from robustsynth.evaluation.accuracy import Accuracy
         from robustsynth.evaluation.masking import rising
 
-        for place in () if self.folder is None else (self.folder, *self.folder.parents):
-            if place.exists() and not place.is_dir():
-                raise UserError(
-                    f"expected a folder to keep what is done in, got {self.folder}, where {place} is a file"
-                )
         rows: list[dict[str, Any]] = []
         found: list[Accuracy] = []
         for attack in attacks:
@@ -252,17 +250,20 @@ class _Measurement:
 
     def _run(self, attack: Attack, folder: Path | None) -> EvaluationResult:
         from robustsynth.evaluation.accuracy import EvaluationRun, drawn
+        from robustsynth.files import only_writer
 
         order = drawn(len(self.images), self.num, attack.seed)
-        run = EvaluationRun(attack, self.images, self.labels, order, folder=folder)
-        self.tell(f"{_heading(attack, len(run.order))}; what is done is kept in {run.kept.folder}")
-        if before := run.result().done:
-            self.tell(f"{before} of {len(run.order)} images are done already")
+        run = EvaluationRun(attack, self.images, self.labels, order, folder=folder, overwrite=self.overwrite)
+        assert run.folder is not None
+        self.tell(f"{_heading(attack, len(order))}; what is done is kept in {run.folder}")
+        if not self.overwrite and (before := run.result().done):
+            self.tell(f"{before} of {len(order)} images are done already")
         mine = sum(map(len, self.workers.share(run.batches)))
         # SIGTERM, which torchrun sends, stops as Ctrl-C does.
-        before_run = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with _progress(mine, shown=self.workers.first) as advance:
+            alone = only_writer(run.folder) if self.workers.first else contextlib.nullcontext()
+            with alone, _progress(mine, shown=self.workers.first) as advance:
                 result = run.run(workers=self.workers, on_images=advance)
         except KeyboardInterrupt:
             result = run.result()
@@ -272,9 +273,9 @@ class _Measurement:
                 say(f"stopped after {result.done} of {result.wanted} images; the same command goes on")
             raise SystemExit(STOPPED) from None
         finally:
-            signal.signal(signal.SIGTERM, before_run)
+            signal.signal(signal.SIGTERM, handler)
         if not result.complete:
-            raise UserError(f"expected a folder --out that all machines see, got {run.kept.folder}; name another one")
+            raise UserError(f"expected a folder --out that all machines see, got {run.folder}; name another one")
         return result
 
 
@@ -351,7 +352,7 @@ def _look_for_masking(
         click.echo("the figures above may be too good: gradients may be masked")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(total: int, *, shown: bool = True) -> Iterator[Callable[[float], object]]:
     """A progress bar with the time left; where nobody watches, a line on it after half a minute."""
     from tqdm import tqdm

@@ -2,150 +2,307 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import interactive, say
-from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.stopping import STOPPED, stoppable
-from robustsynth.cli.trajectories import Trajectories, check_trajectory, trajectory_option
+from robustsynth.cli import say
+from robustsynth.cli.options import option_of, parse_classes, run_options, settings_options
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
-from robustsynth.tasks.settings import GenerateSettings
+from robustsynth.tasks.generate import GENERATE, GenerateSettings
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-    from robustsynth.loop import Step
     from robustsynth.models.classifier import Classifier
-
-
-@click.command("generate")
-@click.option("--model", "model_name", default="cifar10", show_default=True, help="A bundled name or a model folder.")
-@click.option("--classes", default="all", show_default=True, help="Names, indices, ranges such as 2-5, or all.")
-@click.option(
-    "--num",
-    "--num-images",
-    "num",
-    type=int,
-    default=None,
-    help="Images in all, spread evenly over the classes; 8 a class.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same pictures.")
-@click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
-@click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's own).")
-@click.option("--format", "file_format", type=click.Choice(["png", "npz"]), default="png", show_default=True)
-@click.option(
-    "--mix", "mixes", multiple=True, help="A mix in place of --classes, such as ship:0.6,horse:0.4; one or several."
-)
-@click.option("--ensemble", default=None, help="Further models of the same classes, to agree with; comma-separated.")
-@click.option(
-    "--fit-mixtures",
-    metavar="DATA",
-    default=None,
-    help="First fit Gaussian mixtures to these training images, keep them beside the model, and start from them.",
-)
-@settings_options(GenerateSettings)
-@trajectory_option
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given.")
-@click.option("--device", default=None, help="cpu or cuda.")
-@click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
-def command(
-    model_name: str,
-    classes: str,
-    num: int | None,
-    seed: int,
-    out: str,
-    preset: str | None,
-    file_format: str,
-    mixes: tuple[str, ...],
-    ensemble: str | None,
-    fit_mixtures: str | None,
-    trajectory: str | None,
-    precision: str | None,
-    batch_size: int | None,
-    device: str | None,
-    overwrite: bool,
-    **given: Any,
-) -> None:
-    """Draw images of classes with a robust classifier.
-
-    Writes 000000.png …, grid.png and settings.json (or samples.npz) into the folder. Stopped by Ctrl-C, it keeps what
-    is done, and what was under way as it had come to look; run again, it goes on. Several processes draw the same
-    pictures together: torchrun --nproc-per-node 4 -m robustsynth generate …
-    """
-    from tqdm import tqdm
-
-    from robustsynth.cli.describe import describe_model
-    from robustsynth.cli.voices import one_voice
-    from robustsynth.models.files import load_model
     from robustsynth.processes import Workers
-    from robustsynth.tasks.generate import resolve_generate
-    from robustsynth.tasks.job import GenerateJob
+    from robustsynth.solver import Progress
+
+HELP = f"""{GENERATE.summary}
+
+Writes 000000-CLASS.png …, grid.png and settings.json (or samples.npz) into the folder. Stopped by Ctrl-C, it keeps what
+is done, and in the folder unfinished what was under way; run again, it goes on. Several processes draw the same images
+together: torchrun --nproc-per-node 4 -m robustsynth generate …
+"""
+
+
+def _command(**options: Any) -> None:
+    from robustsynth.cli.workers import one_voice
+    from robustsynth.files import only_writer
+    from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
-    tell: Callable[[str], object] = say if workers.first else lambda text: None
-    device = workers.device(device)
+    device = workers.device(options["device"])
     with workers.joined(device), one_voice(workers):
-        check_trajectory(trajectory)
-        model = load_model(model_name, device=device)
-        if fit_mixtures is not None:
+        if workers.first:
+            with only_writer(options["out"]):
+                GenerateRun(options | {"device": device}, workers).run()
+        else:
+            GenerateRun(options | {"device": device}, workers).run()
+
+
+for _decorate in reversed((
+    click.option("--model", "model_name", default="cifar10", show_default=True, help="A bundled name or a folder."),
+    *(option_of(option) for each in GENERATE.inputs for option in each.options),
+    click.option("--out", required=True, type=click.Path(), help="Folder to write to."),
+    click.option("--format", "file_format", type=click.Choice(["png", "npz"]), default="png", show_default=True),
+    click.option(
+        "--fit-mixtures",
+        metavar="DATA",
+        default=None,
+        help="First fit Gaussian mixtures to these training images, keep them beside the model, and start from them.",
+    ),
+    settings_options(GenerateSettings, "generate"),
+    run_options,
+)):  # fmt: skip
+    _command = _decorate(_command)
+command = click.command("generate", help=HELP, short_help=GENERATE.summary)(_command)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch as it is handed from one process to another: uint8 (n, H, W, C), and the step at which each failed."""
+
+    indices: tuple[int, ...]
+    images: np.ndarray
+    failures: dict[int, int]
+    stopped: int | None
+
+
+class GenerateRun:
+    """One call of the command, in one of several processes."""
+
+    def __init__(self, options: dict[str, Any], workers: Workers) -> None:
+        from robustsynth.models.files import load_model
+        from robustsynth.run_folder import NpzSamples, PngSamples, RunFolder, model_identity
+        from robustsynth.tasks.call import Call
+        from robustsynth.tasks.targets import check_targets, main_classes, named, start_identity
+
+        check_trajectory(options["trajectory"])
+        self.options, self.workers = options, workers
+        self.model = model = load_model(options["model_name"], device=options["device"])
+        given = {field.name: options[field.name] for field in dataclasses.fields(GenerateSettings)}
+        if options["fit_mixtures"] is not None:
             if workers.first:
-                _fit_mixtures(model, fit_mixtures)
+                _fit_mixtures(model, options["fit_mixtures"])
             workers.wait()
-            model = load_model(model_name, device=device)
+            self.model = model = load_model(options["model_name"], device=options["device"])
             given["seeds_from"] = given["seeds_from"] or "mixture"
-        settings = resolve_generate(model, preset=preset, given=given)
-        job = GenerateJob(
-            model,
-            _targets(model, classes, mixes, num),
-            settings,
-            out,
-            seed=seed,
-            file_format=file_format,
-            precision=precision,
-            batch_size=batch_size,
-            overwrite=overwrite,
-            ensemble=[load_model(name.strip(), device=device) for name in ensemble.split(",")] if ensemble else [],
-            workers=workers,
+        self.settings = settings = GENERATE.resolve(model, preset=options["preset"], given=given)
+        others = [name.strip() for name in (options["ensemble"] or "").split(",") if name.strip()]
+        ensemble = [load_model(name, device=options["device"]) for name in others]
+        targets = check_targets(_targets(model, options), model)
+        self.labels, self.classes = main_classes(targets), [named(target, model.classes) for target in targets]
+        self.call = Call(GENERATE, model, settings, [(model.image_size or 0,) * 2] * len(targets))
+        self.call.give(labels=targets, seed=options["seed"], ensemble=ensemble)
+        asked = {
+            "task": "generate",
+            "model": model_identity(model),
+            "ensemble": [model_identity(other) for other in ensemble] or None,
+            "classes": list(dict.fromkeys(self.classes)),
+            "num": len(targets),
+            "labels_sha256": hashlib.sha256(targets.numpy().tobytes()).hexdigest(),
+            "seed": options["seed"],
+            "format": options["file_format"],
+            "settings": dataclasses.asdict(settings),
+        } | start_identity(settings)
+        self.names = [f"{index:06d}-{_file_name(name)}" for index, name in enumerate(self.classes)]
+        kind = NpzSamples if options["file_format"] == "npz" else PngSamples
+        self.folder = folder = RunFolder(
+            options["out"],
+            asked,
+            overwrite=options["overwrite"],
+            files=lambda record: _files_of(folder),
+            new_files=kind(RunFolder.path_of(options["out"]), self.names).present(),
+            # Written before a setting was there, an image was drawn as with what that setting's default is.
+            defaults={"settings": {f.name: f.default for f in dataclasses.fields(GenerateSettings)}, "ensemble": None},
         )
-        tell(describe_model(model))
-        tell(f"settings: {', '.join(f'{k}={v}' for k, v in job.record['settings'].items())}")
-        tell(f"running in {job.execution.precision}, {job.execution.batch_size} images a batch, seed {seed}")
-        count = len(job.labels)
-        if job.done:
-            tell(f"{job.done} of {count} images are there already")
-        total = job.to_draw * max(settings.steps, 1)
-        films = Trajectories(trajectory, [f"{index:06d}" for index in range(count)], settings.steps)
-        stopping: list[int] = []
-        shown = interactive() and workers.first
-        with (
-            stoppable(stopping),
-            tqdm(total=total, unit="step", unit_scale=True, disable=not shown, desc="drawing") as bar,
-        ):
+        if folder.earlier and "labels" not in folder.earlier:  # Version 0.1.0 had numbers alone.
+            self.names = [name[:6] for name in self.names]
+        precision, batch_size = folder.execution(options["precision"], options["batch_size"])
+        # As the first process measures it, or images would be of two kinds.
+        self.execution = workers.agreed(lambda: model.synthesizer(precision=precision, batch_size=batch_size).execution)
+        self.call.execute(self.execution.precision, self.execution.batch_size)
+        self.samples = kind(folder.out, self.names)
+        workers.wait()  # Until all have seen the folder as it was.
+        if not workers.alone and workers.first:
+            self._begin()
+        workers.wait()
+        self.missing = list(range(len(targets))) if folder.replaces else self.samples.missing()
+        workers.wait()  # Or one might find what another has drawn already, and share out another rest.
 
-            def advance(indices: Sequence[int], step: Step) -> bool:
-                films.add(indices, step)
-                if step.index:  # x₀ is where it starts, not a step that was taken
-                    bar.update(len(indices))
-                return not stopping
-
-            whole = job.run(on_step=advance, on_batch=lambda batch: films.write_finished(job.out, batch.indices))
-        if not whole:
-            tell(f"stopped; {job.done} of {count} images are in {job.out}, and the same command goes on")
+    def run(self) -> None:
+        """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
+        self._say()
+        count, mine = len(self.labels), self._mine()
+        total = len(mine) * max(self.settings.steps, 1)
+        failures: dict[int, int] = {}
+        stopped = False
+        with stoppable() as asked:
+            progresses = with_bar(
+                self.call.steps(mine), total=total, name="drawing", asked=asked, shown=self.workers.first
+            )
+            for drawn in self._to_write(self._batches(progresses)):
+                stopped = stopped or drawn.stopped is not None
+                self._write(drawn)
+                failures |= drawn.failures
+            stopped = self.workers.any(stopped)[0]
+            failures = {index: step for each in self.workers.gathered(failures) for index, step in each.items()}
+            if self.workers.first:
+                self._finish(stopped)
+            self.workers.wait()
+        left = len(self.samples.missing())
+        if failures:
+            named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
+            raise UserError(
+                f"expected finite numbers, got NaN or infinity for {named}; the other {count - len(failures)} images "
+                f"are in {self.folder.out}. Try --precision float32 or a smaller --step-size"
+            )
+        if stopped or left:
+            done = f"{count - left} of {count} images are in {self.folder.out}"
+            self._tell(f"stopped; {done}, and the same command goes on")
             raise SystemExit(STOPPED)
-        tell(f"wrote {count} images to {job.out}")
+        self._tell(f"wrote {len(self.missing)} images to {self.folder.out}")
+
+    def _tell(self, text: str) -> None:
+        if self.workers.first:
+            say(text)
+
+    def _say(self) -> None:
+        from robustsynth.cli.describe import describe_model
+
+        count = len(self.labels)
+        self._tell(describe_model(self.model))
+        self._tell(settings_line(self.folder.record["settings"]))
+        execution, seed = self.execution, self.options["seed"]
+        self._tell(f"running in {execution.precision}, {execution.batch_size} images a batch, seed {seed}")
+        if len(self.missing) < count:
+            self._tell(f"{count - len(self.missing)} of {count} images are there already")
+
+    def _begin(self) -> None:
+        from robustsynth.models.execution import machine_name
+
+        self.folder.begin(
+            execution=self.execution.as_dict(), machine=machine_name(self.model.device), labels=self.classes
+        )
+
+    def _mine(self) -> list[int]:
+        """What this process is to draw: every so many whole batches of what is missing."""
+        size = self.execution.batch_size
+        starts = self.workers.share(range(0, len(self.missing), size))
+        return [index for start in starts for index in self.missing[start : start + size]]
+
+    def _batches(self, progresses: Iterator[Progress]) -> Iterator[Drawn]:
+        """Finished batches, and last the one that was stopped."""
+        from robustsynth.images import to_uint8
+
+        animations, last = Animations(self.options["trajectory"]), None
+        for progress in progresses:
+            if self.workers.first:
+                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
+                self._begin()
+            last = progress
+            animations.add(progress)
+            if progress.finished:
+                whole = {i: self.names[i] for i in progress.indices if i not in progress.failures}
+                animations.write(self.folder.out, whole, progress)
+                yield Drawn(progress.indices, to_uint8(progress.previews), dict(progress.failures), None)
+        if last is not None and not last.finished:
+            yield Drawn(last.indices, to_uint8(last.previews), dict(last.failures), last.taken)
+
+    def _to_write(self, batches: Iterator[Drawn]) -> Iterator[Drawn]:
+        """The batches that this process writes: its own, each of which has files of its own; but all of them, in the
+        first process, where all go into one file."""
+        from robustsynth.run_folder import PngSamples
+
+        if self.workers.alone or isinstance(self.samples, PngSamples):
+            yield from batches
+            return
+        while True:
+            done = [batch for batch in self.workers.gathered(next(batches, None)) if batch is not None]
+            if self.workers.first:
+                yield from done
+            if not done or any(batch.stopped is not None for batch in done):
+                return
+
+    def _write(self, drawn: Drawn) -> None:
+        texts = [self.folder.png_text(**{"class": self.classes[index], "number": index}) for index in drawn.indices]
+        if drawn.stopped is not None:
+            for index, image, text in zip(drawn.indices, drawn.images, texts, strict=True):
+                self.folder.write_unfinished(self.names[index], image, text)
+            return
+        whole = [place for place, index in enumerate(drawn.indices) if index not in drawn.failures]
+        chosen = [drawn.indices[place] for place in whole]
+        self.samples.write(chosen, drawn.images[whole], self.labels[chosen].numpy(), [texts[place] for place in whole])
+
+    def _finish(self, stopped: bool) -> None:
+        """What follows the last batch: the grid, and the one file of all."""
+        from robustsynth.images import read_image, save_png
+        from robustsynth.run_folder import PngSamples
+        from robustsynth.sheet import class_sheet
+
+        if not stopped:
+            self.folder.clear_unfinished()
+            self.samples.finish()
+        if not isinstance(self.samples, PngSamples) or not self.samples.present():
+            return
+        samples, channels = self.samples, self.model.channels
+
+        def image(index: int) -> np.ndarray | None:
+            file = samples.path(index)
+            return read_image(file, channels=channels).pixels if file.exists() else None
+
+        save_png(self.folder.out / "grid.png", class_sheet(self.classes, image, classes=self.model.classes))
 
 
-def _targets(model: Classifier, classes: str, mixes: Sequence[str], num: int | None) -> Tensor:
+def _files_of(folder: Any) -> list[str]:
+    """What an earlier run left, of either format: images of other settings must not stay beside the new ones."""
+    from robustsynth.run_folder import NpzSamples, PngSamples
+
+    found = [name for kind in (PngSamples, NpzSamples) for name in kind(folder.out, []).present()]
+    animations = [path.name for ending in ("gif", "mp4") for path in folder.out.glob(f"*.{ending}")]
+    unfinished = [f"unfinished/{path.name}" for path in (folder.out / "unfinished").glob("*.png")]
+    return [*found, *(name for name in animations if re.match(r"\d{6}", name)), *unfinished, "grid.png"]
+
+
+def _file_name(name: str) -> str:
+    """A class's name as a part of a file's."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_.")[:60]
+
+
+def spread_labels(classes: Sequence[int], num: int) -> Tensor:
+    """`num` labels spread evenly over `classes`, grouped by class; the first classes get what is left over.
+
+    Raises:
+        UserError: fewer than one image.
+
+    Example:
+        >>> spread_labels([3, 8], 5).tolist()
+        [3, 3, 3, 8, 8]
+    """
+    import torch
+
+    if num < 1:
+        raise UserError(f"expected 1 or more images, got {num}")
+    each, over = divmod(num, len(classes))
+    counts = torch.tensor([each + (place < over) for place in range(len(classes))])
+    return torch.repeat_interleave(torch.tensor(list(classes)), counts)
+
+
+def _targets(model: Classifier, options: dict[str, Any]) -> Tensor:
     """A class or a mix for each image."""
     import torch
 
-    from robustsynth.tasks.job import spread_labels
     from robustsynth.tasks.targets import parse_mix
 
+    classes, mixes, num = options["classes"], options["mix"], options["num"]
     if not mixes:
         wanted = parse_classes(classes, model.classes, model.class_index)
         return spread_labels(wanted, 8 * len(wanted) if num is None else num)
@@ -158,7 +315,7 @@ def _targets(model: Classifier, classes: str, mixes: Sequence[str], num: int | N
 def _fit_mixtures(model: Classifier, data: str) -> None:
     """Fit mixtures of the model's classes to training images, and keep them beside the model."""
     from robustsynth.data import load_data
-    from robustsynth.mixtures import add_mixtures
+    from robustsynth.seeds import add_mixtures
 
     if model.folder is None or model.image_size is None:
         raise UserError(f"expected a model folder to fit mixtures for, got {model.name!r}")

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from robustsynth.errors import UserError
+from robustsynth.tasks.settings import BEST, knows_task, preset_names
+from robustsynth.tasks.task import Option, attribute_help
 
 
 class Numbers(click.ParamType):
@@ -44,41 +46,91 @@ class Norm(click.ParamType):
         return value
 
 
-def settings_options(kind: type, *, without: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+def option_of(option: Option) -> Callable[[Any], Any]:
+    """An option of a task's input as click has it."""
+    kind: Any = click.IntRange(min=option.least) if option.least is not None else option.type
+    shown = option.default is not None and option.type is not bool
+    return click.option(
+        *filter(None, (option.flag, option.other_flag)),
+        option.name,
+        type=None if option.type is bool else kind,
+        is_flag=option.type is bool,
+        default=() if option.multiple else option.default,
+        required=option.required,
+        multiple=option.multiple,
+        show_default=shown,
+        help=option.help,
+    )
+
+
+def settings_options(kind: type, task: str | None = None) -> Callable[[Any], Any]:
     """One option for each field of the settings class `kind`, its help taken from the class's docstring.
 
     Options not given are None, so that a preset or a model's card can fill them.
+
+    Args:
+        kind: a frozen dataclass.
+        task: whose settings they are, for the help to say which presets know it.
     """
     hints = typing.get_type_hints(kind)
     described = attribute_help(kind)
 
     def decorate(function: Any) -> Any:
         for field in reversed(dataclasses.fields(kind)):
-            if field.name in without:
-                continue
             option = field.name.replace("_", "-")
             help_text = described.get(field.name, "")
+            if task is not None:
+                help_text += f"  [paper: {_shown(field.default)}]"
             value_type = _plain_type(hints[field.name])
+            choices = [str(choice) for choice in field.metadata.get("choices", ()) if choice is not None]
             if value_type is bool:
-                name = f"--{option}/--no-{option}"
-                function = click.option(name, field.name, default=None, help=help_text)(function)
+                function = click.option(f"--{option}/--no-{option}", field.name, default=None, help=help_text)(function)
             else:
-                function = click.option(f"--{option}", field.name, type=value_type, default=None, help=help_text)(
-                    function
-                )
+                metavar = f"[{'|'.join(choices)}]" if choices else None
+                function = click.option(
+                    f"--{option}", field.name, type=value_type, metavar=metavar, default=None, help=help_text
+                )(function)
+        if task is not None:
+            presets = [name for name in preset_names() if name == BEST or knows_task(name, task)]
+            text = f"{', '.join(presets)}; best is the model's own, which count if none is given."
+            function = click.option("--preset", default=None, help=text)(function)
         return function
 
     return decorate
 
 
-def attribute_help(kind: type) -> dict[str, str]:
-    """The descriptions of a class's attributes, from the ``Attributes:`` sections of its docstring and its bases'."""
-    described: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        section = (each.__doc__ or "").partition("Attributes:")[2]
-        found = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", section, flags=re.MULTILINE)
-        described |= {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in found}
-    return described
+def _shown(value: Any) -> str:
+    """A default as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "by its shape" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def run_options(function: Any) -> Any:
+    """The options that every command on images has."""
+    options = [
+        click.option(
+            "--trajectory",
+            type=click.Choice(["gif", "mp4"]),
+            default=None,
+            help="Also write how each image comes about, step by step.",
+        ),
+        *machine_options,
+        click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+machine_options = (
+    click.option(
+        "--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given."
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given."),
+    click.option("--device", default=None, help="Any that torch names, such as cpu or cuda; tested on cpu."),
+)
+"""How a command runs its model."""
 
 
 def parse_classes(text: str, classes: tuple[str, ...], index: Callable[[str], int]) -> list[int]:

@@ -1,8 +1,8 @@
 """Clean accuracy and accuracy under an attack, with confidence intervals; in memory, or in a folder, to go on from.
 
-The folder of a run holds ``run.json`` (what is measured) and a file for each batch, rewritten whole after each attempt.
-A figure does not depend on interruptions or on the number of processes, which take every n-th batch. Each image has
-random numbers of its own; AutoAttack alone draws them for a whole batch, from the run's seed and the batch's first image.
+The folder of a run holds ``settings.json`` (what is measured) and a file for each batch, rewritten whole after each
+attempt. A figure does not depend on interruptions or on the number of processes, which take every n-th batch. Each
+image has random numbers of its own; AutoAttack alone draws them for a whole batch, from the seed and its first image.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from robustsynth.evaluation.attacks import Attack, GradientAttack
 from robustsynth.files import cache_folder, write_json
 from robustsynth.models.classifier import Classifier
 from robustsynth.processes import ALONE, Workers
+from robustsynth.run_folder import RunFolder
 
-RUN_FILE = "run.json"
+RECORD_OF_0_1_0 = "run.json"
+"""What version 0.1.0 wrote, for AutoAttack alone, where there is ``settings.json`` now."""
 
 
 @dataclass(frozen=True)
@@ -178,68 +180,6 @@ class EvaluationResult:
         return Accuracy(self.eps, min([self.clean, *self.left.values()]), self.done)
 
 
-class EvaluationFolder:
-    """What is kept of a run: its record in ``run.json``, and a row, in a file of its own, for each batch.
-
-    Args:
-        folder: made when something is written; None to keep the rows in memory.
-        record: what the rows depend on.
-    """
-
-    def __init__(self, folder: Path | None, record: Mapping[str, Any]) -> None:
-        self.folder, self.record = folder, dict(record)
-        self.rows: dict[int, dict[str, Any]] = {}
-
-    def claim(self) -> None:
-        """Write the record, or find the same there.
-
-        Raises:
-            UserError: the folder's record is another one, or damaged.
-        """
-        if self.folder is None:
-            return
-        path = self.folder / RUN_FILE
-        if not path.exists():
-            write_json(path, self.record)
-            return
-        before = None
-        with contextlib.suppress(ValueError):
-            before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            # What is done may be of another model: the rows say only which images.
-            raise UserError(
-                f"expected {path} to say what is measured there, got a damaged file; remove {self.folder}, "
-                "or name another folder with --out"
-            )
-        if other := [name for name in self.record if before.get(name) != self.record[name]]:
-            raise UserError(
-                f"expected a run of the same {', '.join(other)} in {self.folder}, got "
-                f"{before.get(other[0])!r} and not {self.record[other[0]]!r}; name another folder with --out"
-            )
-
-    def write(self, index: int, row: dict[str, Any]) -> None:
-        """Keep what is known of a batch by now, in place of what was known before."""
-        if self.folder is None:
-            self.rows[index] = row
-        else:
-            write_json(self._path(self.folder, index, row["images"]), row)
-
-    def read(self, index: int, images: list[int]) -> dict[str, Any]:
-        """What is known of a batch; nothing where a file is missing or damaged, which costs its work again."""
-        if self.folder is None:
-            return self.rows.get(index, {})
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            row = json.loads(self._path(self.folder, index, images).read_text(encoding="utf-8"))
-            lists = [row["clean"], *row["left"].values()]
-            if row["images"] == images and all(len(each) == len(images) for each in lists):
-                return row
-        return {}
-
-    def _path(self, folder: Path, index: int, images: list[int]) -> Path:
-        # The number of images in the name: a larger run must not take a smaller one's last batch for its own.
-        return folder / f"batch-{index:06d}-of-{len(images)}.json"
-
-
 class EvaluationRun:
     """One attack on the images of one data set, which can be interrupted.
 
@@ -250,10 +190,11 @@ class EvaluationRun:
         order: the numbers of the images to evaluate, in the order in which it is done.
         folder: to keep what is done in, so that another run goes on from it; where None, one in the cache that is named
             by model, data and settings.
+        overwrite: replace what the folder holds of another run.
         keep: False to keep what is done in memory alone.
 
     Raises:
-        UserError: images or labels that do not fit the model.
+        UserError: images or labels that do not fit the model, or a folder that holds something else.
     """
 
     def __init__(
@@ -264,20 +205,32 @@ class EvaluationRun:
         order: np.ndarray,
         *,
         folder: Path | str | None = None,
+        overwrite: bool = False,
         keep: bool = True,
     ) -> None:
         check_fit(attack.model, images, labels, order)
         self.attack, self.images, self.labels, self.order = attack, images, labels, order
         size = attack.batch_size
         self.batches = [order[i : i + size] for i in range(0, len(order), size)]
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.folder: Path | None = None
         if not keep:
-            self.kept = EvaluationFolder(None, {})
             return
         record = {"model": fingerprint(attack.model), "data": data_fingerprint(images, labels)} | attack.record()
         if folder is None:
             key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
             folder = cache_folder("auto-attack" if "attacks" in record else "evaluation", key)
-        self.kept = EvaluationFolder(Path(folder), record)
+        self.folder = RunFolder.path_of(folder)
+        found = [path.name for path in self.folder.glob("batch-*-of-*.json")]
+        # What 0.1.0 has found for the same record is gone on from.
+        strangers = [] if _read_json(self.folder / RECORD_OF_0_1_0) == record else found
+        self.kept = RunFolder(
+            self.folder,
+            {"task": "evaluate"} | record,
+            overwrite=overwrite,
+            files=lambda _: [*found, RECORD_OF_0_1_0],
+            new_files=strangers,
+        )
 
     def run(self, *, workers: Workers = ALONE, on_images: Callable[[float], object] | None = None) -> EvaluationResult:
         """Do what is missing of this process's share, wait for the others, and say what is known.
@@ -288,11 +241,10 @@ class EvaluationRun:
             workers: the processes; within their `joined`.
             on_images: called with the number of images done since the last time, a fraction where attempts are under
                 way, and with those that were there already.
-
-        Raises:
-            UserError: a folder of another run.
         """
-        self.kept.claim()
+        if self.folder is not None and workers.first:
+            self.kept.begin()
+        workers.wait()
         for index in workers.share(range(len(self.batches))):
             self._batch(index, on_images or (lambda count: None))
         workers.wait()
@@ -319,7 +271,7 @@ class EvaluationRun:
             if not row:
                 clean = attack.correct(images, labels).tolist()
                 row = {"images": numbers.tolist(), "clean": clean, "left": {}, "warnings": []}
-                self.kept.write(index, row)
+                self._write(index, row)
             seed = int(np.random.SeedSequence([attack.seed, int(numbers[0])]).generate_state(1)[0])
             for attempt in attack.attempts:
                 held = np.array(_last(row))
@@ -334,15 +286,42 @@ class EvaluationRun:
                     held[held] = survived.cpu().numpy()
                     row["left"][attempt] = held.tolist()
                     row["warnings"] += [text for text in warnings if text not in row["warnings"]]
-                    self.kept.write(index, row)
+                    self._write(index, row)
                 progress.finish(attempt)
         progress.finish(None)
 
     def _read(self, index: int) -> dict[str, Any]:
-        return self.kept.read(index, self.batches[index].tolist())
+        """What is known of a batch; nothing where a file is missing or damaged, which costs its work again."""
+        if self.folder is None:
+            return self.rows.get(index, {})
+        images = self.batches[index].tolist()
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            row = _read_json(self._path(self.folder, index))
+            lists = [row["clean"], *row["left"].values()]
+            if row["images"] == images and all(len(each) == len(images) for each in lists):
+                return row
+        return {}
+
+    def _write(self, index: int, row: dict[str, Any]) -> None:
+        if self.folder is None:
+            self.rows[index] = row
+        else:
+            write_json(self._path(self.folder, index), row)
+
+    def _path(self, folder: Path, index: int) -> Path:
+        # The number of images in the name: a larger run must not take a smaller one's last batch for its own.
+        return folder / f"batch-{index:06d}-of-{len(self.batches[index])}.json"
 
     def _whole(self, row: Mapping[str, Any]) -> bool:
         return bool(row) and (set(self.attack.attempts) == set(row["left"]) or not any(_last(row)))
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _last(row: Mapping[str, Any]) -> list[bool]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from robustsynth import randomness
 from robustsynth.constraints import norm_named
 from robustsynth.errors import UserError
-from robustsynth.mixtures import MIXTURES_FILE
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution
 from robustsynth.resampling import resample
+from robustsynth.seeds import MIXTURES_FILE
 from robustsynth.tasks.generate import resolve_generate
 from robustsynth.tasks.settings import GenerateSettings
 from robustsynth.tasks.starts import has_seeds, start_source

@@ -2,90 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from robustsynth.constraints import Inside
 from robustsynth.errors import UserError
-from robustsynth.fills import fill
-from robustsynth.masks import check_mask
-from robustsynth.models.classifier import Classifier
-from robustsynth.objectives import CrossEntropy, Distance
-from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
-from robustsynth.tasks.settings import resolve_settings
-from robustsynth.tasks.softness import faded
-from robustsynth.tasks.step_settings import InpaintSettings
+from robustsynth.tasks.inputs import LABELS, mask_input
+from robustsynth.tasks.settings import ImageSettings
+from robustsynth.tasks.task import Input, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustsynth.solver import Stated
+    from robustsynth.tasks.call import Batch, Call
 
 
-def inpaint(
-    model: Classifier,
-    images: Tensor,
-    labels: Tensor | Sequence[int] | int | None = None,
-    *,
-    mask: Tensor,
-    start: Tensor | None = None,
-    preset: str | None = None,
-    precision: str | None = None,
-    batch_size: int | None = None,
-    on_step: OnStep | None = None,
-    **settings: Any,
-) -> Tensor:
-    """Images with what is under the mask drawn anew. Pixels under the mask are never read.
+@dataclass(frozen=True)
+class InpaintSettings(ImageSettings):
+    """Settings of inpainting (Santurkar et al. 2019, Equation 3); the defaults are the paper's.
 
-    Args:
-        model: a robust classifier.
-        images: (N, C, H, W) in [0, 1], of any size.
-        labels: (N,) class indices, or one for all; predicted from the filled images where None.
-        mask: (N, 1, H, W) or (1, H, W), 1 where to fill.
-        start: (N, C, H, W) in [0, 1], whose pixels under the mask are what the hole starts as, such as a fill made
-            elsewhere; filled as the settings say where None.
-        preset: ``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own settings where None.
-        precision: ``float32`` or ``bfloat16``; measured where None.
-        batch_size: images a batch.
-        on_step: called with the places of a batch and each `Step` of it; returning False ends that batch.
-        **settings: fields of `InpaintSettings`, which override the preset.
-
-    Returns:
-        (N, C, H, W) float32 in [0, 1].
-
-    Raises:
-        UserError: a mask of another size, or one that covers everything or nothing; labels or settings that do not fit.
-
-    Example:
-        >>> from robustsynth.models.files import load_model
-        >>> images, hole = torch.rand(1, 3, 32, 32), torch.zeros(1, 32, 32)
-        >>> hole[:, 8:16, 8:16] = 1
-        >>> result = inpaint(load_model("cifar10"), images, 3, mask=hole, steps=2)
-        >>> bool((result != images).any(1, keepdim=True)[0].logical_or(hole > 0).eq(hole > 0).all())
-        True
+    Attributes:
+        fill: what the hole starts as: ``mean`` (the paper's), ``laplace``, or a name of `robustsynth.fills.FILLS`.
+        penalty: λ, weight of the mean squared difference from the known pixels.
+        only_inside: let steps change the hole alone, so that none of their length is spent outside.
+        keep_known: give the known pixels back exactly as they were.
+        feather: pixels, at the model's image size, over which what is drawn fades into the fill within the hole's
+            border, so that no frame shows; for `only_inside`.
     """
-    holes = check_mask(mask, images).float().cpu()
-    # Before anything else looks at them: whatever is there, even NaN, must not matter.
-    images = check_pictures(model, torch.where(holes > 0, 0.0, images.detach().cpu()))
-    resolved = resolve_settings(InpaintSettings, "inpaint", model, preset=preset, given=settings)
-    if start is None:
-        filled = fill(images, holes, resolved.fill)
+
+    eps: float = 21.0
+    step_size: float = 0.1
+    steps: int = 720
+    fill: str = "mean"
+    penalty: float = 10.0
+    only_inside: bool = False
+    keep_known: bool = True
+    feather: float = 0.0
+
+
+def state(batch: Batch) -> Stated:
+    """Descend the class's cross-entropy from the filled image."""
+    import torch
+
+    from robustsynth.constraints import Inside
+    from robustsynth.fills import fill
+    from robustsynth.objectives import CrossEntropy, Distance
+    from robustsynth.resampling import faded
+
+    settings, holes = batch.settings, batch.value("mask")
+    # Pixels under the mask are never read: whatever is there, even NaN, must not matter.
+    images = torch.where(holes > 0, 0.0, batch.images)
+    start = batch.value("start")
+    filled = fill(images, holes, settings.fill) if start is None else torch.where(holes > 0, start, images)
+    objective = CrossEntropy(batch.network(), batch.labels(filled))
+    constraint, soft = None, None
+    if settings.only_inside:
+        soft = faded(holes, settings.feather * max(batch.size) / batch.side)
+        constraint = Inside(batch.ball(), soft.to(batch.device))
     else:
-        start = check_pictures(model, start.detach().cpu())
-        if start.shape != images.shape:
-            raise UserError(f"expected start like the images, {tuple(images.shape)}, got {tuple(start.shape)}")
-        filled = torch.where(holes > 0, start, images)
-    task = PictureTask(model, images, resolved, precision=precision, batch_size=batch_size)
-    labels = task.labels(labels, filled)
-    soft = faded(holes, resolved.feather * max(task.size) / task.side)
-
-    def state(places: Tensor) -> Statement:
-        start, hole = filled[places].to(model.device), holes[places].to(model.device)
-        objective = CrossEntropy(task.seen(), labels[places].to(model.device))
-        if resolved.only_inside:
-            return Statement(start, objective, Inside(task.ball(), soft[places].to(model.device)))
         # The filled image stands in for the known pixels: it is the same outside, where alone the weight is not 0.
-        return Statement(start, objective + resolved.penalty * Distance(start, 1 - hole))
+        known = (1 - holes).to(batch.device)
+        objective = objective + settings.penalty * Distance(filled.to(batch.device), known)
 
-    result = task.run(state, on_step)
-    if resolved.only_inside:
-        result = torch.lerp(filled, result, soft)
-    return torch.where(holes > 0, result, images) if resolved.keep_known else result
+    def finish(result: Tensor) -> Tensor:
+        result = result.cpu() if soft is None else torch.lerp(filled, result.cpu(), soft)
+        return torch.where(holes > 0, result, images) if settings.keep_known else result
+
+    holed = torch.where(holes > 0, torch.full_like(images, 0.5), images)
+    return batch.stated(filled, objective, constraint=constraint, finish=finish, given={"to fill": holed})
+
+
+def _check_start(value: Any, call: Call) -> Any:
+    from robustsynth.tasks.call import PerImage, read_images
+
+    if value is None:
+        return None
+    start = read_images(call.model, value, "start")
+    given = [tuple(image.shape) for image in start]
+    expected = [(call.model.channels, *call.sizes[index]) for index in range(len(call))]
+    if given != expected:
+        raise UserError(f"expected start like the images, {expected[:1]} each, got {given[:1]}")
+    return PerImage.rows(start)
+
+
+def _read_start(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
+    return None, {}
+
+
+START = Input(
+    "start",
+    "Any",
+    "(N, C, H, W) in [0, 1], whose pixels under the mask are what the hole starts as, such as a fill made elsewhere; "
+    "filled as the settings say where None.",
+    (),
+    _check_start,
+    _read_start,
+)
+
+INPAINT = Task(
+    "inpaint",
+    InpaintSettings,
+    state,
+    "Draw anew what is under a mask.",
+    "What is under the mask is never read. Labels are predicted from the filled images where none are given.",
+    inputs=(LABELS, mask_input(own_alpha=True), START),
+    reads_all=False,
+    untuned={"fill": "edges"},
+    example='inpaint(load_model("cifar10"), torch.rand(1, 3, 32, 32), "cat", mask=torch.eye(32)[None], steps=2)',
+)

@@ -1,22 +1,26 @@
-"""How a task's settings are found.
+"""Settings of the tasks, and how they are found.
 
 In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
-and what the preset ``best`` names); the paper's, improved as `IMPROVED` and `PHOTOGRAPH_SHIFT` say if no preset is
-named. A preset's sizes that were published for 224² images scale with the side of the model's images, as their norm
-says.
+and what the preset ``best`` names); the paper's, improved as a task's ``untuned`` and `PHOTOGRAPH_SHIFT` say if no
+preset is named. A preset's sizes that were published for 224² images scale with the side of the model's images, as
+their norm says (`robustsynth.constraints.Ball.scale`).
+
+Sizes are in pixel units of images in [0, 1], at the model's image size: on a larger image an ℓ2 size grows with the
+root of the number of pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from dataclasses import dataclass
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
-from robustsynth.tasks.step_settings import PictureSettings, StepSettings, choice
 
 if TYPE_CHECKING:  # The command line reads settings before it pays for importing torch.
     from robustsynth.models.classifier import Classifier
@@ -25,45 +29,94 @@ S = TypeVar("S")
 
 BEST = "best"
 
-IMPROVED: dict[str, dict[str, Any]] = {
-    "inpaint": {"fill": "edges"},
-    "upscale": {"start": "bicubic", "consistency": 10},
-}
-"""What a model without tuned settings gets in place of the paper's: a better start, whatever the classifier, and a
-larger picture that averages to the given one. The paper's climbs from there are the paper's."""
-
 PHOTOGRAPH_SHIFT = 1 / 16
 """Of the side of a photograph's classifier: how far the views of one without tuned settings are moved. The paper's
-climb, which meets the same grid of pixels in each step, engraves it there."""
+settings, which meet the same grid of pixels in each step, engrave it."""
 
 CONDITIONS = ("images", "published_for", "only_seeds_from", "only_classes")
 """Keys of a preset's row that say when it counts; the others are settings."""
 
+NOTHING: Mapping[str, Any] = {}
+
+
+def choice(default: Any, *names: Any, more: Callable[[], Iterable[str]] | None = None) -> Any:
+    """A field whose value is one of `names`, or of those that `more` gives when another value is checked."""
+    return field(default=default, metadata={"choices": names, "more": more})
+
+
+def norm_names() -> list[str]:
+    """The norms that are registered when this is called: see `robustsynth.constraints.register_norm`."""
+    # Imported here, because the command line reads settings before it pays for importing torch.
+    from robustsynth.constraints import NORMS
+
+    return list(NORMS)
+
 
 @dataclass(frozen=True)
-class GenerateSettings(StepSettings):
-    """Settings of generation (Santurkar et al. 2019, Section 3.1); the defaults are the paper's for CIFAR-10.
+class StepSettings:
+    """What every task has.
 
     Attributes:
-        seeds_from: ``uniform``, ``normal`` (per pixel), ``multivariate``, ``mixture`` (of Gaussians), or a folder of
-            start images.
-        seed_upsampling: ``nearest`` (the paper's) or ``bicubic``, for seeds fitted at a quarter resolution.
-        scales: 1 to step on the whole picture alone (the papers'); with more, the first steps are taken on a canvas
-            of half, a quarter … of the side.
+        eps: radius of the ball around where the task starts.
+        step_size: length of a step, of the first one where steps decay.
+        steps: number of steps.
+        norm: of the ball and the steps, ``l2``, ``linf`` or another one that was registered.
+        step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
+        use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
+        shift: pixels, at the model's image size, by which what it sees is moved from step to step; 0 as in the papers.
+        mirror: let it see the image mirrored in every second step; for classes that have no handedness.
     """
 
-    eps: float = 30.0
-    step_size: float = 0.5
-    seeds_from: str = "multivariate"
-    seed_upsampling: str = choice("nearest", "nearest", "bicubic")
-    scales: int = 1
+    eps: float = 40.0
+    step_size: float = 1.0
+    steps: int = 60
+    norm: str = choice("l2", "l2", "linf", more=norm_names)
+    step_schedule: str = choice("constant", "constant", "linear")
+    use_best: bool = True
+    shift: int = 0
+    mirror: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.seeds_from, os.PathLike):
-            object.__setattr__(self, "seeds_from", os.fspath(self.seeds_from))
-        super().__post_init__()
-        if self.scales < 1:
-            raise UserError(f"expected 1 or more scales, got {self.scales}")
+        for each in dataclasses.fields(self):
+            _check_kind(each, getattr(self, each.name))
+        if self.steps < 0:
+            raise UserError(f"expected 0 or more steps, got {self.steps}")
+        if not 0 < self.step_size < math.inf:
+            raise UserError(f"expected a positive finite step_size, got {self.step_size}")
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
+                raise UserError(f"expected a finite {each.name} of 0 or more, got {value}")
+
+    def step_length(self, index: int) -> float:
+        """The length of step `index`."""
+        return self.step_size * (1 - index / self.steps if self.step_schedule == "linear" else 1)
+
+
+def _check_kind(each: dataclasses.Field[Any], value: Any) -> None:
+    choices, more = each.metadata.get("choices"), each.metadata.get("more")
+    if choices is not None:
+        if value not in choices and more is not None:
+            choices = list(dict.fromkeys([*choices, *more()]))
+        if value not in choices:
+            named = ", ".join(str(c) for c in choices if c is not None)
+            raise UserError(f"expected {each.name} of {named}, got {value!r}")
+        return
+    kind = {"float": numbers.Real, "int": numbers.Integral, "bool": bool, "str": str}[str(each.type)]
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"expected {each.name} as {each.type}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ImageSettings(StepSettings):
+    """What every task on given images has besides.
+
+    Attributes:
+        views: how the classifier sees an image of another size: ``whole``, ``squares`` along its longer side,
+            ``tiles`` of its own size; whole up to an aspect ratio of 4:3 and squares beyond where None.
+    """
+
+    views: str | None = choice(None, None, "whole", "squares", "tiles")
 
 
 def preset_names() -> list[str]:
@@ -97,7 +150,8 @@ def resolve_settings(
     model: Classifier,
     *,
     preset: str | None = None,
-    given: dict[str, Any] | None = None,
+    given: Mapping[str, Any] = NOTHING,
+    untuned: Mapping[str, Any] = NOTHING,
 ) -> S:
     """The settings of `task` for `model`, as an instance of the frozen dataclass `kind`.
 
@@ -107,19 +161,20 @@ def resolve_settings(
         model: for its card's tuned settings and its images' size.
         preset: a name of `preset_names`, or None for the model's own.
         given: what the caller said, by field name; None values count as not said.
+        untuned: what a model without tuned settings gets in place of the paper's.
 
     Raises:
         UnknownNameError: an unknown preset or field.
         UserError: a value that does not fit its field.
     """
-    given = {name: value for name, value in (given or {}).items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
     fields = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     for name in given:
         if name not in fields:
             raise UnknownNameError(f"setting of {task}", name, fields)
     values = _preset_values("paper", task, model, given)
     if preset in (None, BEST) or not knows_task(preset, task):
-        tuned = (None if model.card is None else model.card.tasks.get(task)) or _improved(task, model)
+        tuned = (None if model.card is None else model.card.tasks.get(task)) or _improved(task, model, untuned)
         values |= {name: value for name, value in tuned.items() if name in fields}
     else:
         values |= _preset_values(preset, task, model, given)
@@ -128,9 +183,9 @@ def resolve_settings(
     return found
 
 
-def _improved(task: str, model: Classifier) -> dict[str, Any]:
+def _improved(task: str, model: Classifier, untuned: Mapping[str, Any]) -> dict[str, Any]:
     """What a model without tuned settings gets in place of the paper's."""
-    improved = dict(IMPROVED.get(task, {}))
+    improved = dict(untuned)
     side = model.image_size or 0
     if side > SMALL_IMAGE:
         improved |= {"shift": round(side * PHOTOGRAPH_SHIFT), "seed_upsampling": "bicubic"}
@@ -141,9 +196,9 @@ def _improved(task: str, model: Classifier) -> dict[str, Any]:
     return improved
 
 
-def _check_norm(found: object, values: dict[str, Any], given: dict[str, Any]) -> None:
+def _check_norm(found: object, values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse sizes that were meant for another norm: an ℓ2 radius is no ℓ∞ one."""
-    if not isinstance(found, PictureSettings) or found.norm == values.get("norm", "l2"):
+    if not isinstance(found, ImageSettings) or found.norm == values.get("norm", "l2"):
         return
     missing = [name for name in ("eps", "step_size") if name not in given]
     if missing:
@@ -156,7 +211,7 @@ def _check_norm(found: object, values: dict[str, Any], given: dict[str, Any]) ->
         )
 
 
-def _preset_values(preset: str, task: str, model: Classifier, given: dict[str, Any]) -> dict[str, Any]:
+def _preset_values(preset: str, task: str, model: Classifier, given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset's values for images of the model's size; rows that match better come later in the file."""
     from robustsynth.constraints import norm_named
 

@@ -2,95 +2,86 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from robustsynth.errors import UserError
+from robustsynth.tasks.inputs import LABELS, number_input
+from robustsynth.tasks.settings import ImageSettings
+from robustsynth.tasks.task import Task
 
-from robustsynth.images import to_uint8
-from robustsynth.models.classifier import Classifier
-from robustsynth.objectives import CrossEntropy, Distance
-from robustsynth.randomness import image_generators
-from robustsynth.resampling import resample
-from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
-from robustsynth.tasks.settings import resolve_settings
-from robustsynth.tasks.softness import softened
-from robustsynth.tasks.starts import model_seeds
-from robustsynth.tasks.step_settings import SketchSettings
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustsynth.solver import Stated
+    from robustsynth.tasks.call import Batch
 
 
-def sketch(
-    model: Classifier,
-    drawings: Tensor,
-    labels: Tensor | Sequence[int] | int | None = None,
-    *,
-    seed: int = 0,
-    preset: str | None = None,
-    precision: str | None = None,
-    batch_size: int | None = None,
-    on_step: OnStep | None = None,
-    **settings: Any,
-) -> Tensor:
-    """Drawings turned into pictures of a class that keep to their outlines.
+@dataclass(frozen=True)
+class SketchSettings(ImageSettings):
+    """Settings of sketch to image (Santurkar et al. 2019, Section 3.5); the defaults are the paper's.
 
-    Args:
-        model: a robust classifier.
-        drawings: (N, C, H, W) in [0, 1], of any size.
-        labels: (N,) class indices, or one for all; predicted from the drawings, which is often wrong, where None.
-        seed: of the texture; each drawing has its own stream, whatever its company.
-        preset: ``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own settings where None.
-        precision: ``float32`` or ``bfloat16``; measured where None.
-        batch_size: images a batch.
-        on_step: called with the places of a batch and each `Step` of it; returning False ends that batch.
-        **settings: fields of `SketchSettings`, which override the preset.
-
-    Returns:
-        (N, C, H, W) float32 in [0, 1].
-
-    Raises:
-        UserError: labels or settings that do not fit, or `blend` or `texture` for a model without class seeds.
-
-    Example:
-        >>> from robustsynth.models.files import load_model
-        >>> sketch(load_model("cifar10"), torch.ones(1, 3, 32, 32), 3, steps=2).shape
-        torch.Size([1, 3, 32, 32])
+    Attributes:
+        adherence: λ, weight of the mean squared difference from the drawing.
+        softening: pixels, at the model's image size, over which the drawing's lines are blurred before the first
+            step; 0 for none, as in the paper.
+        blend: share of the class's mean image mixed into the drawing, 0 to 1: flat, saturated colours are unlike any
+            photograph, and a classifier has little to say of them. 0 as in the paper.
+        texture: weight of a draw of how the class's images differ from their mean, added for the steps to grow from;
+            the class's seeds are what it is drawn from. 0 as in the paper.
     """
-    drawings = check_pictures(model, drawings, "drawings")
-    resolved = resolve_settings(SketchSettings, "sketch", model, preset=preset, given=settings)
-    task = PictureTask(model, drawings, resolved, precision=precision, batch_size=batch_size)
-    labels = task.labels(labels, drawings)
-    start = softened(drawings, resolved.softening * max(task.size) / task.side)
-    start = _in_class_colours(start, labels, model, resolved, _generators(drawings, seed))
 
-    def state(places: Tensor) -> Statement:
-        objective = CrossEntropy(task.seen(), labels[places].to(model.device))
-        if resolved.adherence:
-            objective = objective + resolved.adherence * Distance(drawings[places].to(model.device))
-        return Statement(start[places].to(model.device), objective)
+    adherence: float = 0.0
+    softening: float = 0.0
+    blend: float = 0.0
+    texture: float = 0.0
 
-    return task.run(state, on_step)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blend > 1:
+            raise UserError(f"expected a blend of 0 to 1, got {self.blend}")
 
 
-def _in_class_colours(
-    start: Tensor,
-    labels: Tensor,
-    model: Classifier,
-    settings: SketchSettings,
-    generators: list[torch.Generator],
-) -> Tensor:
-    """Drawings mixed with the mean and the texture of their class."""
-    if settings.blend == settings.texture == 0 or not len(start):
+def state(batch: Batch) -> Stated:
+    """Descend the class's cross-entropy from the drawing, softened and coloured as the settings say."""
+    from robustsynth.resampling import blurred
+
+    labels = batch.labels(batch.images)
+    start = blurred(batch.images, batch.settings.softening * max(batch.size) / batch.side)
+    return batch.towards(labels, start=_in_class_colours(batch, start, labels), adherence=batch.settings.adherence)
+
+
+def _in_class_colours(batch: Batch, start: Tensor, labels: Tensor) -> Tensor:
+    """Drawings mixed with their class's mean image and texture, as far as the settings want."""
+    import zlib
+
+    from robustsynth.images import to_uint8
+    from robustsynth.randomness import image_generators
+    from robustsynth.resampling import resample
+    from robustsynth.seeds import model_seeds
+
+    settings = batch.settings
+    if not settings.blend and not settings.texture:
         return start
-    seeds = model_seeds(model, "multivariate")
-    size = (start.shape[2], start.shape[3])
+    # Keyed by what a drawing shows: its place in a folder or a batch must not matter.
+    keys = [zlib.crc32(image.tobytes()) for image in to_uint8(batch.images)]
+    seeds = model_seeds(batch.model, "multivariate")
     mean = seeds.mean[labels]
-    deviation = seeds.multivariate(labels, generators) - mean
-    mixed = (1 - settings.blend) * start + settings.blend * resample(mean, size)
-    return (mixed + settings.texture * resample(deviation, size)).clamp(0, 1)
+    deviation = seeds.multivariate(labels, image_generators(batch.value("seed"), keys)) - mean
+    mixed = (1 - settings.blend) * start + settings.blend * resample(mean, batch.size)
+    return (mixed + settings.texture * resample(deviation, batch.size)).clamp(0, 1)
 
 
-def _generators(drawings: Tensor, seed: int) -> list[torch.Generator]:
-    """One for each drawing, keyed by what it shows: its place in a folder or a batch must not matter."""
-    return image_generators(seed, [zlib.crc32(image.tobytes()) for image in to_uint8(drawings)])
+SKETCH = Task(
+    "sketch",
+    SketchSettings,
+    state,
+    "Turn drawings into images of a class that keep to their outlines.",
+    "Dark lines on white serve best; give the class, because a prediction from a drawing is often wrong.",
+    inputs=(
+        LABELS,
+        number_input("seed", int, "of the texture; each drawing has its own stream.", "Of the texture.", default=0),
+    ),
+    images="drawings",
+    example='sketch(load_model("cifar10"), torch.ones(1, 3, 32, 32), "cat", steps=2)',
+)

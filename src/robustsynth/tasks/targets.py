@@ -1,15 +1,24 @@
-"""What generation draws: a class for each image, or a mix of classes."""
+"""What generation draws, a class for each image or a mix of classes, and where each image starts: a draw of its
+class's distribution, an image of a folder, or a given one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from robustsynth.constraints import Constraint
 from robustsynth.errors import UserError
+from robustsynth.files import sha256
+from robustsynth.images import as_tensor, load_picture, picture_files
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.synthesizer import Synthesizer
 from robustsynth.objectives import (
     CrossEntropy,
     Ensemble,
@@ -19,11 +28,16 @@ from robustsynth.objectives import (
     Reordered,
     checked_weights,
 )
-from robustsynth.tasks.views import Shifted
+from robustsynth.seeds import SEED_KINDS, model_seeds, sample_seeds
+from robustsynth.views import Shifted
+
+if TYPE_CHECKING:
+    from robustsynth.tasks.call import Batch
+    from robustsynth.tasks.generate import GenerateSettings
 
 
-def check_targets(targets: Tensor | Sequence[int], model: Classifier) -> Tensor:
-    """Class indices (N,), or weights of the classes (N, K), checked against the model.
+def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier) -> Tensor:
+    """Class indices (N,) of numbers or names, or weights of the classes (N, K), checked against the model.
 
     Raises:
         UserError: anything else.
@@ -33,6 +47,10 @@ def check_targets(targets: Tensor | Sequence[int], model: Classifier) -> Tensor:
         >>> check_targets([3, 8], load_model("cifar10"))
         tensor([3, 8])
     """
+    if isinstance(targets, str):
+        targets = [targets]
+    if isinstance(targets, (list, tuple)) and any(isinstance(target, str) for target in targets):
+        targets = [model.class_index(target) for target in targets]
     targets = torch.as_tensor(targets).cpu()
     if targets.ndim == 1 and not targets.numel():
         return targets.long()
@@ -101,39 +119,171 @@ def named(target: Tensor, classes: Sequence[str]) -> str:
     return ",".join(f"{classes[place]}:{float(target[place]):.4g}" for place in heaviest)
 
 
-def objective_source(
-    twin: Synthesizer, ensemble: Sequence[Classifier], *, shift: int = 0, mirror: bool = False
-) -> Callable[[Tensor], Objective]:
-    """A function from targets (n,) or (n, K) to what to minimise: their cross-entropy by the twin, or the mean of it
-    by the twin and all others of an ensemble.
-
-    Args:
-        twin: of the model.
-        ensemble: the others.
-        shift: pixels by which images are moved from call to call (see `robustsynth.tasks.views.Shifted`).
-        mirror: whether every second call sees them mirrored.
+def target_objective(batch: Batch, targets: Tensor, ensemble: Sequence[Classifier]) -> Objective:
+    """The cross-entropy of targets (n,) or (n, K) by the batch's frozen classifier, or the mean over an ensemble.
 
     Raises:
         UserError: classifiers of other classes, or of images of another size.
     """
-    networks: list[Network] = [twin]
+    model, settings = batch.model, batch.settings
+    networks: list[Network] = [batch.call.frozen]
     for other in ensemble:
-        # In the same precision and batch size, so that there is one answer to what the pictures were drawn in.
-        execution = twin.execution
-        its_twin = other.synthesizer(precision=execution.precision, batch_size=execution.batch_size)
-        networks.append(Reordered(its_twin, other.classes, twin.classes))
-        channels = twin.mean.numel()
-        sizes = {twin.image_size, other.image_size} - {None}
-        if len(sizes) > 1 or other.channels != channels:
+        # In the same precision and batch size, so that there is one answer to what the images were drawn in.
+        frozen = other.synthesizer(precision=batch.precision, batch_size=batch.batch_size)
+        networks.append(Reordered(frozen, other.classes, model.classes))
+        sizes = {model.image_size, other.image_size} - {None}
+        if len(sizes) > 1 or other.channels != model.channels:
             raise UserError(
-                f"expected classifiers of images of {twin.image_size} pixels and {channels} channels, got "
+                f"expected classifiers of images of {model.image_size} pixels and {model.channels} channels, got "
                 f"{other.name!r} for {other.image_size} pixels and {other.channels}; an ensemble looks at the same "
                 "images"
             )
+    kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy
+    each = [kind(Shifted(network, settings.shift, settings.mirror), targets) for network in networks]
+    return each[0] if len(each) == 1 else Ensemble(each)
 
-    def objective(targets: Tensor) -> Objective:
-        kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy
-        each = [kind(Shifted(network, shift, mirror), targets) for network in networks]
-        return each[0] if len(each) == 1 else Ensemble(each)
 
-    return objective
+def draw_starts(
+    model: Classifier,
+    settings: GenerateSettings,
+    numbers: Sequence[int],
+    labels: Tensor,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Start images (n, C, H, W), as the settings say.
+
+    Args:
+        model: for its seeds and its images' size.
+        settings: resolved ones.
+        numbers: of the images in the job.
+        labels: (n,) of the images.
+        generators: of random numbers, one an image.
+
+    Raises:
+        UserError: seeds or images that are missing or do not fit the model.
+    """
+    if settings.seeds_from not in SEED_KINDS:
+        return _starts_of_folder(model, settings.seeds_from, numbers)
+    seeds = None if settings.seeds_from == "uniform" else model_seeds(model, settings.seeds_from)
+    if model.image_size is None:
+        raise UserError(
+            "expected a model with an image size to draw seeds for, got one without; "
+            "give image_size to Classifier.wrap, or start=…"
+        )
+    shape = (model.channels, model.image_size, model.image_size)
+    return sample_seeds(
+        seeds, settings.seeds_from, labels, generators, shape=shape, upsampling=settings.seed_upsampling
+    )
+
+
+def _starts_of_folder(model: Classifier, seeds_from: str, numbers: Sequence[int]) -> Tensor:
+    folder = Path(seeds_from)
+    if not folder.exists():
+        raise UserError(
+            f"expected --seeds-from {', '.join(SEED_KINDS)} or a folder of start images, "
+            f"got {seeds_from!r}, which is neither"
+        )
+    files = picture_files(folder)
+    starts = [files[number % len(files)] for number in numbers]
+    images = [load_picture(file, channels=model.channels, size=model.image_size) for file in starts]
+    for file, image in zip(starts, images, strict=True):
+        if image.shape != images[0].shape:
+            raise UserError(
+                f"expected start images of one size for a model without an image size, but {file} is "
+                f"{image.shape[1]}×{image.shape[0]} and {starts[0]} is not"
+            )
+    return as_tensor(images)
+
+
+def start_identity(settings: GenerateSettings) -> dict[str, Any]:
+    """What tells one folder of start images from another in a job's record, in which no path belongs; nothing where
+    starts are drawn.
+
+    Returns:
+        ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; or no keys.
+    """
+    if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
+        return {}
+    folder = Path(settings.seeds_from).resolve()
+    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in picture_files(folder)).encode())
+    plain = dataclasses.asdict(settings) | {"seeds_from": folder.name}
+    return {"settings": plain, "starts_sha256": told.hexdigest()}
+
+
+SMALLEST = 4
+"""Pixels of a side below which a canvas holds nothing to draw on."""
+
+COARSE_SHARE = 0.25
+"""Of the steps, on canvases smaller than the picture."""
+
+
+class CoarseToFine:
+    """A constraint in which a climb begins on a small canvas and ends on the whole picture.
+
+    Each scale doubles the canvas's side; the coarse ones share the first quarter of the steps. A step on a canvas that
+    is enlarged linearly, by E, changes the picture by E·Eᵀ·gradient: this takes just these directions, so that the
+    seed's own detail stays, and one ball around the seed holds at every scale.
+
+    It counts its directions to know where in the climb it is, so it is for one run of one batch.
+
+    Args:
+        constraint: what pictures may become, such as a ball.
+        scales: how many there are; 1 leaves the constraint as it is.
+        steps: of the whole climb.
+
+    Example:
+        >>> from robustsynth.constraints import Box
+        >>> two = CoarseToFine(Box(), scales=2, steps=2)
+        >>> grad = torch.zeros(1, 1, 8, 8).index_fill(3, torch.tensor([0]), 1.0)
+        >>> [(two.direction(grad)[0, 0, 0] > 0).sum().item() for step in range(2)]
+        [3, 1]
+    """
+
+    def __init__(self, constraint: Constraint, *, scales: int, steps: int) -> None:
+        self.constraint, self.scales, self.taken = constraint, scales, 0
+        self.coarse_steps = max(scales - 1, round(steps * COARSE_SHARE)) if scales > 1 else 0
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """The steepest direction of length one on this step's canvas."""
+        coarse = self.scales - 1
+        done = self.taken * coarse // self.coarse_steps if self.taken < self.coarse_steps else coarse
+        self.taken += 1
+        for dim in (2, 3) if done < coarse else ():
+            enlarging = _enlarging(grad.shape[dim], coarse - done).to(grad)
+            grad = torch.movedim(torch.movedim(grad, dim, 3) @ enlarging, 3, dim)
+        return self.constraint.direction(grad)
+
+    def project(self, images: Tensor, center: Tensor) -> Tensor:
+        """As the constraint does."""
+        return self.constraint.project(images, center)
+
+    def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """As the constraint does."""
+        return self.constraint.random_start(center, generators)
+
+
+def check_scales(scales: int, size: int) -> None:
+    """Raise a `UserError` where the coarsest canvas of a picture of side `size` is too small.
+
+    Example:
+        >>> check_scales(3, 8)
+        Traceback (most recent call last):
+        robustsynth.errors.UserError: expected scales of 1 to 2 for images of 8 pixels, got 3: the coarsest canvas \
+would have 2
+    """
+    most = 1
+    while size >> most >= SMALLEST:
+        most += 1
+    if scales > most:
+        raise UserError(
+            f"expected scales of 1 to {most} for images of {size} pixels, got {scales}: the coarsest canvas would "
+            f"have {size >> (scales - 1)}"
+        )
+
+
+@functools.cache
+def _enlarging(size: int, halvings: int) -> Tensor:
+    """E·Eᵀ (size, size) of the linear enlargement of a canvas that was halved so often."""
+    small = torch.eye(max(1, size >> halvings))[None]
+    enlarged = F.interpolate(small, size=size, mode="linear", align_corners=False)[0]
+    return enlarged.T @ enlarged

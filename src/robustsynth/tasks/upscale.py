@@ -1,104 +1,62 @@
 """Super-resolution: enlarge, then descend the class's cross-entropy (Santurkar et al. 2019, Section 3.4, Equation 4).
 
-By itself the climb adds recognition and next to no fidelity. Back-projection, which keeps the averages of the result
-equal to the small picture, is what fidelity comes from; the two together are better than either.
+By itself the descent adds recognition and next to no fidelity. Back-projection, which keeps the averages of the result
+equal to the small image, is what fidelity comes from; the two together are better than either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from robustsynth.constraints import Consistent
 from robustsynth.errors import UserError
-from robustsynth.models.classifier import Classifier
-from robustsynth.objectives import CrossEntropy, Objective
-from robustsynth.resampling import back_project, resample
-from robustsynth.tasks.running import OnStep, PictureTask, Statement, check_pictures
-from robustsynth.tasks.settings import resolve_settings
-from robustsynth.tasks.step_settings import UpscaleSettings
-from robustsynth.tasks.views import check_size
+from robustsynth.tasks.inputs import LABELS, number_input
+from robustsynth.tasks.settings import ImageSettings, choice
+from robustsynth.tasks.task import Task
+
+if TYPE_CHECKING:
+    from robustsynth.solver import Stated
+    from robustsynth.tasks.call import Batch, Call
 
 
-class LowDistance(Objective):
-    """mean((↓x − x_low)²), ↓ being area averaging: the natural form of hse2025's consistency loss, which it does not
-    define.
+@dataclass(frozen=True)
+class UpscaleSettings(ImageSettings):
+    """Settings of super-resolution (Santurkar et al. 2019, Equation 4); the defaults are the paper's.
 
-    Args:
-        low: (N, C, h, w).
-
-    Example:
-        >>> import torch
-        >>> LowDistance(torch.zeros(1, 1, 1, 1))(torch.tensor([[[[0.0, 1.0]]]])).tolist()
-        [0.25]
+    Attributes:
+        start: how the small image is enlarged to start from: ``nearest`` (the paper's), ``bicubic`` or ``lanczos``.
+        consistency: rounds of back-projection before the first step; one follows each step then, and twice as many
+            the last. 0 for none, as in the paper.
+        penalty: λ, weight of the mean squared difference between the averaged result and the small image.
     """
 
-    def __init__(self, low: Tensor) -> None:
-        self.low = low
+    eps: float = 8.0
+    steps: int = 40
+    start: str = choice("nearest", "nearest", "bicubic", "lanczos")
+    consistency: int = 0
+    penalty: float = 0.0
 
-    def __call__(self, images: Tensor) -> Tensor:
-        averaged = resample(images, (self.low.shape[2], self.low.shape[3]), "area")
-        return (averaged - self.low).square().flatten(1).mean(1)
 
+def state(batch: Batch) -> Stated:
+    """Descend the class's cross-entropy from the enlarged image, keeping its averages."""
+    from robustsynth.constraints import Consistent
+    from robustsynth.objectives import AveragedDistance, CrossEntropy
+    from robustsynth.resampling import back_project, resample
 
-def upscale(
-    model: Classifier,
-    low: Tensor,
-    labels: Tensor | Sequence[int] | int | None = None,
-    *,
-    factor: float,
-    preset: str | None = None,
-    precision: str | None = None,
-    batch_size: int | None = None,
-    on_step: OnStep | None = None,
-    **settings: Any,
-) -> Tensor:
-    """Images `factor` times as large in both directions, whatever the model's own size.
-
-    Args:
-        model: a robust classifier of what the images show.
-        low: (N, C, h, w) in [0, 1].
-        labels: (N,) class indices, or one for all; predicted from the plainly enlarged images where None.
-        factor: 1 or more, whole or not.
-        preset: ``paper``, ``mcgill2019``, ``duke2023``, ``hse2025`` or ``best``; the model's own settings where None.
-        precision: ``float32`` or ``bfloat16``; measured where None.
-        batch_size: images a batch.
-        on_step: called with the places of a batch and each `Step` of it; returning False ends that batch.
-        **settings: fields of `UpscaleSettings`, which override the preset.
-
-    Returns:
-        (N, C, round(h·factor), round(w·factor)) float32 in [0, 1]. By the bundled settings its area averages are
-        `low` within 1/255 on average.
-
-    Raises:
-        UserError: a factor, labels or settings that do not fit.
-
-    Example:
-        >>> import torch
-        >>> from robustsynth.models.files import load_model
-        >>> upscale(load_model("cifar10"), torch.rand(1, 3, 10, 12), 3, factor=2.5, steps=2).shape
-        torch.Size([1, 3, 25, 30])
-    """
-    low = check_pictures(model, low, "low")
-    resolved = resolve_settings(UpscaleSettings, "upscale", model, preset=preset, given=settings)
-    size = enlarged_size((low.shape[2], low.shape[3]), factor)
-    check_size(*size)
-    start = resample(low, size, resolved.start).clamp(0, 1)
-    start = back_project(start, low, rounds=resolved.consistency)
-    task = PictureTask(model, low, resolved, size=size, precision=precision, batch_size=batch_size)
-    labels = task.labels(labels, resample(low, size, "bicubic").clamp(0, 1) if labels is None else start)
-
-    def state(places: Tensor) -> Statement:
-        small = low[places].to(model.device)
-        objective: Objective = CrossEntropy(task.seen(), labels[places].to(model.device))
-        if resolved.penalty:
-            objective = objective + resolved.penalty * LowDistance(small)
-        constraint = Consistent(task.ball(), small) if resolved.consistency else None
-        return Statement(start[places].to(model.device), objective, constraint)
-
-    return back_project(task.run(state, on_step), low, rounds=2 * resolved.consistency)
+    settings, low = batch.settings, batch.images
+    bicubic = resample(low, batch.size, "bicubic").clamp(0, 1)
+    start = back_project(resample(low, batch.size, settings.start).clamp(0, 1), low, rounds=settings.consistency)
+    objective = CrossEntropy(batch.network(), batch.labels(bicubic))
+    small = low.to(batch.device)
+    if settings.penalty:
+        objective = objective + settings.penalty * AveragedDistance(small)
+    return batch.stated(
+        start,
+        objective,
+        constraint=Consistent(batch.ball(), small) if settings.consistency else None,
+        finish=lambda images: back_project(images.cpu(), low, rounds=2 * settings.consistency),
+        given={"bicubic": bicubic},
+    )
 
 
 def enlarged_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -114,3 +72,28 @@ def enlarged_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     if not 1 <= factor < float("inf"):
         raise UserError(f"expected a finite factor of 1 or more, got {factor}")
     return round(size[0] * factor), round(size[1] * factor)
+
+
+def result_size(size: tuple[int, int], call: Call) -> tuple[int, int]:
+    """(H, W) of the result."""
+    return enlarged_size(size, call.value("factor"))
+
+
+UPSCALE = Task(
+    "upscale",
+    UpscaleSettings,
+    state,
+    "Make images `factor` times as large in both directions, whatever the model's own size.",
+    "The class may be named in another vocabulary: dog, truck. It is predicted from the bicubically enlarged image "
+    "where none is given.",
+    inputs=(
+        LABELS,
+        number_input("factor", float, "1 or more, whole or not.", "How many times as wide and high: 7, 3.5."),
+    ),
+    images="low",
+    returns="(N, C, round(H·factor), round(W·factor)) float32 in [0, 1], on the CPU. By the bundled settings its area "
+    "averages are `low` within 1/255 on average.",
+    result_size=result_size,
+    untuned={"start": "bicubic", "consistency": 10},
+    example='upscale(load_model("cifar10"), torch.rand(1, 3, 10, 12), "cat", factor=2.5, steps=2)',
+)

@@ -1,0 +1,115 @@
+"""Loops over a task's generator: a progress bar, Ctrl-C, and animations of how images come about."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustsynth.cli import interactive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from robustsynth.solver import Progress
+
+STOPPED = 130
+"""Exit status of a command that was stopped by Ctrl-C, as shells have it."""
+
+FRAMES = 60
+"""Of an animation, at most."""
+
+
+@contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """A list that is filled when the user asks to stop, by Ctrl-C or a polite kill; asking twice stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def with_bar(
+    progresses: Iterator[Progress], *, total: int, name: str, asked: Sequence[int], shown: bool = True
+) -> Iterator[Progress]:
+    """The progresses with a bar on a terminal, until they end or the user has asked to stop.
+
+    Args:
+        progresses: of a task.
+        total: steps of all images together.
+        name: in front of the bar.
+        asked: of `stoppable`.
+        shown: whether this process shows a bar.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="step", unit_scale=True, disable=not (shown and interactive()), desc=name) as bar:
+        for progress in progresses:
+            if progress.step:  # x₀ is where it starts, not a step that was taken
+                bar.update(len(progress.indices))
+            yield progress
+            if asked:
+                return
+
+
+def check_trajectory(ending: str | None) -> None:
+    """Refuse, before any work is done, what cannot be written here."""
+    if ending is not None:
+        from robustsynth.animations import check_animation
+
+        check_animation(f"trajectory.{ending}")
+
+
+class Animations:
+    """Frames of the batch that is under way, and the files that they become.
+
+    Args:
+        ending: ``gif`` or ``mp4``; None records nothing.
+    """
+
+    def __init__(self, ending: str | None) -> None:
+        self.ending = ending
+        self._frames: dict[int, dict[int, np.ndarray]] = {}
+
+    def add(self, progress: Progress) -> None:
+        """Note a step: its previews, for as many steps as an animation shows, evenly spread, the last always."""
+        if self.ending is None or not self._wanted(progress):
+            return
+        from robustsynth.images import to_uint8
+
+        for index, image in zip(progress.indices, to_uint8(progress.previews), strict=True):
+            self._frames.setdefault(index, {})[progress.taken] = image
+
+    def write(self, out: Path, names: dict[int, str], progress: Progress) -> None:
+        """The file of each of the batch's images, whose frames are forgotten then."""
+        if self.ending is None:
+            return
+        from robustsynth.animations import save_animation
+        from robustsynth.images import to_uint8
+
+        for index, image in zip(progress.indices, to_uint8(progress.previews), strict=True):
+            frames = self._frames.pop(index, {}) | {progress.taken: image}
+            if index in names:
+                out.mkdir(parents=True, exist_ok=True)
+                save_animation(out / f"{names[index]}.{self.ending}", list(frames.values()))
+
+    def _wanted(self, progress: Progress) -> bool:
+        total = progress.steps * progress.runs
+        count = min(FRAMES, total + 1)
+        return progress.taken in {round(k * total / max(1, count - 1)) for k in range(count)}
+
+
+def settings_line(settings: dict[str, Any]) -> str:
+    """Settings in a line, for people."""
+    return "settings: " + ", ".join(f"{name}={value}" for name, value in settings.items())

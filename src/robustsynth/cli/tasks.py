@@ -1,0 +1,333 @@
+"""The commands of the tasks that are given images, made from the table of tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustsynth.cli import say
+from robustsynth.cli.options import option_of, run_options, settings_options
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.errors import UserError
+from robustsynth.tasks.settings import BEST, knows_task
+from robustsynth.tasks.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from robustsynth.images import LoadedImage
+    from robustsynth.run_folder import RunFolder
+    from robustsynth.solver import Progress
+    from robustsynth.tasks.call import Call
+
+
+def task_command(task: Task) -> click.Command:
+    """The command of a task: images in, one PNG for each result, a figure and the settings out."""
+
+    def command(images: tuple[str, ...], **options: Any) -> None:
+        from robustsynth.files import only_writer
+
+        with only_writer(options["out"]):
+            ImageRun(task, images, options).run()
+
+    inputs = {option.flag: option for each in task.inputs for option in each.options}
+    decorators = [
+        click.argument("images", nargs=-1, required=True, type=click.Path()),
+        *(option_of(option) for option in inputs.values()),
+        click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder."),
+        click.option("--out", required=True, type=click.Path(), help="Folder to write to."),
+        settings_options(task.settings, task.name),
+        run_options,
+    ]
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    help_text = f"{task.summary.replace('`', '')}\n\n{task.details.replace('`', '')}"
+    return click.command(task.name, help=help_text, short_help=task.summary.replace("`", ""))(command)
+
+
+class ImageFile:
+    """An image file as it was given.
+
+    Attributes:
+        name: of its results, without ending.
+        path: of the file.
+        size: (H, W).
+        notes: what was done to read it, such as "turned upright".
+    """
+
+    def __init__(self, name: str, path: Path, channels: int, notes: Sequence[str] = ()) -> None:
+        self.name, self.path, self.channels = name, path, channels
+        self.kept: LoadedImage | None = self.load()
+        self.size = (self.kept.pixels.shape[0], self.kept.pixels.shape[1])
+        self.notes = [*self.kept.notes, *notes]
+
+    def load(self) -> LoadedImage:
+        """Decode it."""
+        from robustsynth.images import read_image
+
+        return read_image(self.path, channels=self.channels)
+
+    def tensor(self) -> Tensor:
+        """(C, H, W) in [0, 1]."""
+        return (self.kept or self.load()).tensor
+
+
+def read_files(paths: Sequence[Path | str], *, channels: int) -> list[ImageFile]:
+    """The images of files and folders, in the order given; a folder's by name.
+
+    Two of one name get different ones, ``cat`` and ``cat-2``. Sheets that a command of this package left in a folder
+    beside its images are no images. A single image stays decoded; of several, each is decoded again when it is used,
+    because a folder may be larger than memory.
+
+    Raises:
+        UserError: a file or folder that is not there or cannot be read; it is named.
+    """
+    from robustsynth.images import image_files
+    from robustsynth.run_folder import FIGURE_FILE, SETTINGS_FILE, SHEETS
+
+    files: list[Path] = []
+    for path in map(Path, paths):
+        sheets = SHEETS if (path / SETTINGS_FILE).exists() else ()
+        files += [f for f in image_files(path) if f.name not in sheets] if path.is_dir() else [path]
+    if not files:
+        raise UserError("expected one or more image files or folders, got none")
+    taken = {Path(FIGURE_FILE).stem}
+    found: list[ImageFile] = []
+    for file in files:
+        name, number = file.stem, 2
+        while name in taken:
+            name, number = f"{file.stem}-{number}", number + 1
+        taken.add(name)
+        found.append(ImageFile(name, file, channels, [] if name == file.stem else [f"its result is called {name}"]))
+        if len(files) > 1:
+            found[-1].kept = None
+    return found
+
+
+class ImageRun:
+    """One call of a command on images."""
+
+    def __init__(self, task: Task, images: Sequence[str], options: dict[str, Any]) -> None:
+        from robustsynth.files import sha256
+        from robustsynth.models.files import load_model
+        from robustsynth.run_folder import RunFolder, model_identity
+        from robustsynth.tasks.call import Call
+
+        check_trajectory(options["trajectory"])
+        self.task, self.options = task, options
+        self.model = load_model(options["model_name"], device=options["device"])
+        given = {field.name: options[field.name] for field in dataclasses.fields(task.settings)}
+        self.settings = task.resolve(self.model, preset=options["preset"], given=given)
+        self.images = read_files(images, channels=self.model.channels)
+        self.call: Call = Call(
+            task,
+            self.model,
+            self.settings,
+            [image.size for image in self.images],
+            lambda index: self.images[index].tensor(),
+            files=[image.path for image in self.images],
+        )
+        told = self.call.read(options)
+        endings, animation = self.call.endings, options["trajectory"]
+        self.names = [f"{image.name}{ending}" for image in self.images for ending in endings]
+        self.files = [f"{ending}.png" for ending in endings]
+        self.all_files = self.files + ([f"{ending}.{animation}" for ending in endings] if animation else [])
+        self._refuse_sources()
+        asked = {
+            "task": task.name,
+            "model": model_identity(self.model),
+            "settings": dataclasses.asdict(self.settings) | told,
+        }
+        self.folder: RunFolder = RunFolder(
+            options["out"],
+            asked,
+            overwrite=options["overwrite"],
+            files=_files_of,
+            new_files=[f"{image.name}{file}" for image in self.images for file in self.all_files],
+        )
+        before = self.folder.record.pop("pictures", {})  # The key of version 0.1.0.
+        self.made: dict[str, Any] = self.folder.record.setdefault("images", before) if self.folder.earlier else {}
+        self.made = {name: record for name, record in self.made.items() if "stopped_at_step" not in record}
+        self.identity = {i.name: {"file": i.path.name, "sha256": sha256(i.path)} for i in self.images}
+        for name, identity in self.identity.items():
+            if name in self.made and self.made[name].get("sha256") != identity["sha256"]:
+                raise UserError(
+                    f"expected a new folder or one of the same images, but {self.folder.out} holds a result of another "
+                    f"image {name}; choose another --out, or replace it with --overwrite"
+                )
+        self.call.execute(*self.folder.execution(options["precision"], options["batch_size"]))
+        self.missing = [place for place, image in enumerate(self.images) if not self._is_there(image)]
+        self.given: dict[str, dict[str, np.ndarray]] = {}
+
+    def run(self) -> None:
+        """Do what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
+        from robustsynth.models.execution import machine_name
+
+        call, folder = self.call, self.folder
+        self._say()
+        endings = len(call.endings)
+        wanted = [place * endings + ending for place in self.missing for ending in range(endings)]
+        results: dict[int, np.ndarray] = {}
+        animations, failures, last = Animations(self.options["trajectory"]), {}, None
+        total = len(wanted) * max(self.settings.steps, 1) * call.runs
+        with stoppable() as asked:
+            for progress in with_bar(call.steps(wanted), total=total, name=self.task.name, asked=asked):
+                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
+                folder.begin(
+                    execution=call.execution.as_dict(), machine=machine_name(self.model.device), images=self.made
+                )
+                last = progress
+                animations.add(progress)
+                self._note_given(progress)
+                if progress.finished:
+                    failures |= progress.failures
+                    names = {index: self.names[index] for index in progress.indices if index not in progress.failures}
+                    animations.write(folder.out, names, progress)
+                    self._write(progress, results)
+            if last is not None and not last.finished:
+                self._write_unfinished(last, animations)
+            elif last is not None:
+                folder.clear_unfinished()
+            self._draw()
+        self._end(failures)
+
+    def _say(self) -> None:
+        from robustsynth.cli.describe import describe_model
+
+        say(describe_model(self.model))
+        preset = self.options["preset"]
+        if preset not in (None, BEST) and not knows_task(preset, self.task.name):
+            say(f"preset {preset!r} says nothing of {self.task.name}: these are the model's own settings")
+        say(settings_line(dataclasses.asdict(self.settings)))
+        execution = self.call.execution
+        say(f"running in {execution.precision}, {execution.batch_size} images a batch")
+        for note in self.call.notes:
+            say(note)
+        for image in self.images:
+            if image.notes:
+                say(f"{image.path.name}: {', '.join(image.notes)}")
+        if len(self.missing) < len(self.images):
+            say(f"{len(self.images) - len(self.missing)} of {len(self.images)} images are there already")
+
+    def _end(self, failures: dict[int, int]) -> None:
+        from robustsynth.sheet import MOST_ROWS
+
+        done = [place for place in self.missing if self.images[place].name in self.made]
+        if failures:
+            told = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
+            raise UserError(
+                f"expected finite numbers, got NaN or infinity for {told}; the other results are in {self.folder.out}. "
+                "Try --precision float32 or a smaller --step-size"
+            )
+        if len(done) < len(self.missing):
+            say(f"stopped; {len(done)} of {len(self.missing)} images are in {self.folder.out}")
+            say("what was under way is in its folder unfinished; the same command goes on")
+            raise SystemExit(STOPPED)
+        shown = "them" if len(self.images) <= MOST_ROWS else f"the first {MOST_ROWS}"
+        say(f"wrote {len(done)} images to {self.folder.out}; figure.png shows {shown}")
+
+    def _note_given(self, progress: Progress) -> None:
+        """What the task worked from, to be shown in the figure beside the source."""
+        from robustsynth.images import to_uint8
+        from robustsynth.sheet import MOST_ROWS, fitted
+
+        if progress.step or progress.run or len(self.given) >= MOST_ROWS:
+            return
+        given = {title: to_uint8(images) for title, images in progress.stated.given.items()}
+        for row, index in enumerate(progress.indices):
+            name = self.images[self.call.sources[index]].name
+            self.given[name] = {title: fitted(images[row]) for title, images in given.items()}
+
+    def _write(self, progress: Progress, results: dict[int, np.ndarray]) -> None:
+        """The results of each image all of whose results are there now."""
+        from robustsynth.images import save_png, to_uint8
+
+        endings = len(self.call.endings)
+        for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
+            if index in progress.failures:
+                continue
+            results[index] = image
+            label = self._label(progress, row)
+            save_png(self.folder.out / f"{self.names[index]}.png", image, text=self.folder.png_text(**label))
+            place = self.call.sources[index]
+            every = range(place * endings, (place + 1) * endings)
+            if all(other in results for other in every):
+                for other in every:
+                    del results[other]
+                self._record(place, index, label)
+
+    def _record(self, place: int, index: int, label: dict[str, Any]) -> None:
+        image = self.images[place]
+        caption = image.name
+        if "label" in label:
+            caption += f": {label['label']}" + (" (predicted)" if label["predicted"] else "")
+        height, width = image.size
+        self.made[image.name] = (
+            self.identity[image.name]
+            | {"size": [width, height]}
+            | ({"notes": image.notes} if image.notes else {})
+            | {"seen": self.call.seen(index)}
+            | label
+            | {"results": [f"{image.name}{file}" for file in self.all_files], "caption": caption}
+        )
+        self.folder.save(images=self.made)
+
+    def _label(self, progress: Progress, row: int) -> dict[str, Any]:
+        stated = progress.stated
+        if stated.labels is None or "targets" in self.call.inputs:
+            return {}
+        return {"label": self.model.classes[int(stated.labels[row])], "predicted": stated.predicted}
+
+    def _write_unfinished(self, progress: Progress, animations: Animations) -> None:
+        from robustsynth.images import to_uint8
+
+        names = {index: f"unfinished/{self.names[index]}" for index in progress.indices}
+        for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
+            text = self.folder.png_text(**self._label(progress, row), stopped_at_step=progress.taken)
+            self.folder.write_unfinished(self.names[index], image, text)
+        animations.write(self.folder.out, names, progress)
+        self.folder.save(unfinished={self.names[index]: progress.taken for index in progress.indices})
+
+    def _draw(self) -> None:
+        """The first images that there are results of, also of earlier runs."""
+        from robustsynth.images import read_image, save_png
+        from robustsynth.sheet import MOST_ROWS, fitted, sheet
+
+        shown = [image for image in self.images if image.name in self.made and self._is_there(image, self.files)]
+        titles = list(dict.fromkeys(title for given in self.given.values() for title in given))
+        rows: list[list[np.ndarray]] = []
+        for image in shown[:MOST_ROWS]:
+            source, given = fitted((image.kept or image.load()).pixels), self.given.get(image.name, {})
+            results = [fitted(read_image(self.folder.out / f"{image.name}{file}").pixels) for file in self.files]
+            rows.append([source, *(given.get(title, source) for title in titles), *results])
+        if rows:
+            named = [ending.lstrip("-").replace("_", " ") or "result" for ending in self.call.endings]
+            captions = [self.made[image.name].get("caption") or image.name for image in shown[:MOST_ROWS]]
+            figure = sheet(
+                rows, titles=["source", *titles, *named], captions=captions, classes=self.model.classes, cell=224
+            )
+            save_png(self.folder.out / "figure.png", figure)
+
+    def _is_there(self, image: ImageFile, files: Sequence[str] | None = None) -> bool:
+        files = self.all_files if files is None else files
+        return image.name in self.made and all((self.folder.out / f"{image.name}{file}").exists() for file in files)
+
+    def _refuse_sources(self) -> None:
+        """Results must not come to lie among the images that they are made of: a name may be theirs."""
+        for image in self.images:
+            if image.path.resolve().parent == Path(self.options["out"]).expanduser().resolve():
+                raise UserError(
+                    f"expected another folder than that of the images, but {image.path.name} lies in "
+                    f"{self.options['out']}; choose another --out"
+                )
+
+
+def _files_of(record: Any) -> list[str]:
+    """What a run of this record wrote."""
+    made = {**record.get("pictures", {}), **record.get("images", {})}
+    return [file for name, each in made.items() for file in each.get("results", [f"{name}.png"])]
