@@ -29,9 +29,9 @@ from robustsynth.evaluation.accuracy import evaluate_accuracy
 from robustsynth.files import write_json, written_beside
 from robustsynth.models.execution import machine_name, processor_kind
 from robustsynth.models.files import chosen_device, load_model
-from robustsynth.training.run import Trainer
+from robustsynth.training.checkpoints import CHECKPOINT
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import CHECKPOINT
+from robustsynth.training.trainer import Trainer
 
 BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
 FORWARD = 1 / 3

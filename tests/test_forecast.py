@@ -18,8 +18,8 @@ from robustsynth.data import ImageData
 from robustsynth.data.describing import describe_data
 from robustsynth.data.loading import load_data
 from robustsynth.training.forecast import CHECKPOINTS, forecast
-from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings
+from robustsynth.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

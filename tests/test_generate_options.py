@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from robustsynth.tasks.job import GenerateJob
+from robustsynth.tasks.scales import CoarseToFine, check_scales
 from torch import nn
 
 import robustsynth as rs
@@ -23,16 +25,22 @@ from conftest import make_model_folder, pictures_of_classes, png
 from robustsynth.cli import main
 from robustsynth.constraints import L2Ball, ball
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.seeds import MIXTURES_FILE, TENSORS, ClassMixtures, add_mixtures, fit_class_mixtures
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model
 from robustsynth.objectives import CrossEntropy, Ensemble, MixedCrossEntropy
 from robustsynth.randomness import image_generators
-from robustsynth.seeds import SEEDS_FILE, ClassSeeds, fit_class_seeds
+from robustsynth.seeds import (
+    MIXTURES_FILE,
+    SEEDS_FILE,
+    TENSORS,
+    ClassMixtures,
+    ClassSeeds,
+    add_mixtures,
+    fit_class_mixtures,
+    fit_class_seeds,
+)
 from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.job import GenerateJob
-from robustsynth.tasks.scales import CoarseToFine, check_scales
 from robustsynth.tasks.targets import check_targets, main_classes, named, parse_mix
 
 FIXED = {"precision": "float32", "batch_size": 4}

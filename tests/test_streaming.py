@@ -19,17 +19,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import train_until
 from robustsynth.cli import main
 from robustsynth.data.lanes import lane_pieces
 from robustsynth.data.streaming import Piece, open_stream
 from robustsynth.errors import UserError
 from robustsynth.models.files import load_model
 from robustsynth.processes import ALONE, Workers
-from robustsynth.training.run import Trainer
+from robustsynth.training.checkpoints import read_checkpoint
+from robustsynth.training.data import Streamed, lanes_of
+from robustsynth.training.distributed import Team
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.sources import Streamed, lanes_of
-from robustsynth.training.state import read_checkpoint
-from robustsynth.training.workers import Team
+from robustsynth.training.trainer import Trainer
 
 SIDE, SHARDS = 8, (20, 31, 17, 28)
 COUNT, HELD = sum(SHARDS), 24
@@ -137,7 +138,7 @@ def test_processes_see_disjoint_images_that_are_the_batches_of_one(shards: Path,
     for step, batch in enumerate(alone):
         for mine, part in zip(rows, parts, strict=True):
             assert mine is not None
-            assert part[step] == np.array(batch)[mine.indices.numpy()].tolist()
+            assert part[step] == np.array(batch)[mine.numpy()].tolist()
     seen = [number for part in parts for batch in part for number in batch]
     assert sorted(seen) == list(range(HELD, COUNT))
 
@@ -174,7 +175,7 @@ def test_lanes_are_equal_and_share_out_all_but_a_rest(lengths: list[int], lanes:
 def train(shards: Path, out: Path, *, stop: int | None = None, **options: Any) -> Trainer:
     stream = open_stream(shards, announce=list)
     trainer = Trainer(settings(), stream, out, device="cpu", precision=None if options else "float32", **options)
-    trainer.run(lambda t, _: t.state.step != stop)
+    train_until(trainer, stop)
     return trainer
 
 
@@ -196,7 +197,7 @@ def test_a_streamed_run_resumes_in_mid_epoch_to_the_last_bit(shards: Path, tmp_p
 
 
 def test_seeds_are_of_a_bounded_sample_without_the_held_out(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustsynth.training.sources.SEED_IMAGES", 14)
+    monkeypatch.setattr("robustsynth.training.data.SEED_IMAGES", 14)
     data, left_out = source(shards, image_size=SIDE).for_seeds()
     assert len(left_out) == 0
     assert data.images[:, 0, 0, 0].tolist() == list(range(HELD, HELD + 14))

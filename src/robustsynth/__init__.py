@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from robustsynth.tasks.sketch import SketchSettings
     from robustsynth.tasks.translate import TranslateSettings
     from robustsynth.tasks.upscale import UpscaleSettings
-    from robustsynth.training.run import Trainer
     from robustsynth.training.settings import TrainSettings
+    from robustsynth.training.trainer import Trainer
 
 _HOMES = {
     "constraints": ["Box", "L2Ball", "LinfBall"],
@@ -84,8 +84,8 @@ _HOMES = {
     "tasks.sketch": ["SketchSettings"],
     "tasks.translate": ["TranslateSettings"],
     "tasks.upscale": ["UpscaleSettings"],
-    "training.run": ["Trainer"],
     "training.settings": ["TrainSettings"],
+    "training.trainer": ["Trainer"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
