@@ -382,6 +382,23 @@ def test_no_more_than_a_batch_is_read_at_a_time(pretended: Pretended, tmp_path: 
     assert max(asked) == 8
 
 
+@pytest.mark.parametrize("damage", [None, "{", '{"eps": 0.25}'])
+def test_a_folder_of_0_1_0_is_gone_on_with_or_refused(pretended: Pretended, tmp_path: Path, damage: str | None) -> None:
+    """It had ``run.json`` in place of ``settings.json``."""
+    first = start(tmp_path).run()
+    settings = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
+    record = {name: value for name, value in settings.items() if name not in ("task", "versions")}
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "run.json").write_text(damage or json.dumps(record), encoding="utf-8")
+    pretended.calls.clear()
+    if damage is None:
+        assert start(tmp_path).run() == first
+        assert not pretended.calls
+    else:
+        with pytest.raises(UserError, match=r"holds batch-.* without settings\.json; choose another --out"):
+            start(tmp_path).run()
+
+
 # The command line
 
 
@@ -508,13 +525,19 @@ def test_two_processes_equal_one(digits_folder: Path, data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_pgd(digits_folder: Path, data: Path) -> None:
+def test_two_processes_equal_one_with_pgd(digits_folder: Path, data: Path, tmp_path: Path) -> None:
     command = ["-m", "robustsynth", "evaluate", "--model", str(digits_folder), "--data", str(data), "--device", "cpu"]
     command += ["--eps", "0.1,0.5", "--precision", "float32", "--batch-size", "8", "--num-images", "15"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     found = [
-        subprocess.run([*begin, *command], capture_output=True, text=True, env=environment, check=False)
+        subprocess.run(
+            [*begin, *command, "--out", str(tmp_path / str(len(begin)))],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
         for begin in ([sys.executable], two)
     ]
     assert [each.returncode for each in found] == [0, 0], found[1].stderr

@@ -256,7 +256,7 @@ class Box:
     """
 
     def direction(self, grad: Tensor) -> Tensor:
-        return grad / (l2_norm(grad) + 1e-10)
+        return L2Ball(0).direction(grad)
 
     def project(self, images: Tensor, center: Tensor) -> Tensor:
         return images.clamp(0, 1)

@@ -35,7 +35,7 @@ SQUARE_ALARM = 0.002
 
 
 @click.command("evaluate")
-@click.option("--model", "model_name", required=True, help="A bundled name or a model folder.")
+@click.option("--model", required=True, help="A bundled name or a model folder.")
 @click.option("--data", required=True, help="A folder of class folders or parquet files, or a Hugging Face Hub name.")
 @click.option("--split", default="test", show_default=True, help="Which part of the data.")
 @click.option(
@@ -78,25 +78,7 @@ SQUARE_ALARM = 0.002
 @click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
 @click.option("--check-masking", is_flag=True, help="Also look for signs that gradients are masked.")
 @click.option("--record", is_flag=True, help="Write the figures into the model's card.")
-def command(
-    model_name: str,
-    data: str,
-    split: str,
-    attack: str,
-    norm: str | None,
-    eps: tuple[float, ...] | None,
-    num: int | None,
-    seed: int,
-    restarts: int,
-    steps: int | None,
-    precision: str | None,
-    batch_size: int | None,
-    device: str | None,
-    out: str | None,
-    overwrite: bool,
-    check_masking: bool,
-    record: bool,
-) -> None:
+def command(**asked: Any) -> None:
     """Measure a classifier: clean accuracy, and accuracy under an attack.
 
     PGD is 20 steps of 2.5·eps/20, once from the image itself and once from a random start; an image counts only if
@@ -112,32 +94,27 @@ def command(
     workers = Workers.from_environment()
     with workers.joined(), one_voice(workers):
         tell: Callable[[str], object] = say if workers.first else lambda text: None
-        if attack == "auto" and (steps is not None or restarts != 1):
+        attack, given = asked["attack"], {name: asked[name] for name in ("seed", "precision", "batch_size")}
+        attempts = {name: asked[name] for name in ("restarts", "steps")}
+        if attack == "auto" and attempts != {"restarts": 1, "steps": None}:
             raise UserError(
                 "expected --steps and --restarts with --attack pgd or apgd, got them with auto, which fixes them"
             )
-        model = load_model(model_name, device=workers.device(device))
-        if record and (model.card is None or model.folder is None):
+        model = load_model(asked["model"], device=workers.device(asked["device"]))
+        if asked["record"] and (model.card is None or model.folder is None):
             raise UserError("expected a model folder with a card to --record into")
         tell(describe_model(model))
-        norm, eps = _threat_model(model, norm, eps)
+        norm, eps = _threat_model(model, asked["norm"], asked["eps"])
+        data, split = asked["data"], asked["split"]
         images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=tell)
         labels = _labels(model, images, tell)
-        asked: dict[str, Any] = {"norm": norm, "seed": seed, "batch_size": batch_size, "precision": precision}
-        given = asked | {"precision": precision or (None if attack == "pgd" else "float32")}
-        if attack != "auto":
-            # As the first process measures it, or each might take another precision.
-            sizes = {"precision": given["precision"], "batch_size": batch_size}
-            given |= workers.agreed(lambda: model.synthesizer(**sizes).execution.as_dict())
-            del given["measured"]
-        attacks = _attacks(model, attack, eps, {"restarts": restarts, "steps": steps}, given)
-        run = _Measurement(images.images, labels, num, None if out is None else Path(out), overwrite, workers, tell)
+        attacks = _attacks(model, attack, norm, eps, attempts, given, workers)
+        folder = None if asked["out"] is None else Path(asked["out"])
+        run = _Measurement(images.images, labels, asked["num"], folder, asked["overwrite"], workers, tell)
         measured = run.measure(attacks)
-        if not workers.first:
-            return
-        if check_masking:
-            _look_for_masking(model, images.images, labels, eps, num, asked)
-        if record and model.folder is not None:
+        if workers.first and asked["check_masking"]:
+            _look_for_masking(model, images.images, labels, norm, eps, asked["num"], given)
+        if workers.first and asked["record"] and model.folder is not None:
             _record(model.folder, attack, {"data": f"{images.name} {split}", **measured})
             say(f"recorded in {model.folder / 'card.json'}")
 
@@ -162,17 +139,28 @@ def _threat_model(model: Classifier, norm: str | None, eps: tuple[float, ...] | 
 
 
 def _attacks(
-    model: Classifier, attack: str, eps: Sequence[float], attempts: dict[str, Any], given: dict[str, Any]
+    model: Classifier,
+    attack: str,
+    norm: str,
+    eps: Sequence[float],
+    attempts: dict[str, Any],
+    given: dict[str, Any],
+    workers: Workers,
 ) -> list[Attack]:
     """The attack that was asked for, at each radius."""
     from robustsynth.evaluation.attacks import GradientAttack
     from robustsynth.evaluation.auto_attack import AutoAttack
 
     radii = [radius for radius in dict.fromkeys(eps) if radius > 0]
+    given = given | {"norm": norm, "precision": given["precision"] or (None if attack == "pgd" else "float32")}
     if attack == "auto":
         if not radii:
             raise UserError(f"expected a radius --eps above 0 for AutoAttack, got {', '.join(map(str, eps)) or 'none'}")
         return [AutoAttack(model, eps=radius, **given) for radius in radii]
+    # As the first process measures it, or each might take another precision.
+    sizes = {name: given[name] for name in ("precision", "batch_size")}
+    execution = workers.agreed(lambda: model.synthesizer(**sizes).execution)
+    given |= {"precision": execution.precision, "batch_size": execution.batch_size}
     return [GradientAttack(model, attack, eps=radius, **attempts, **given) for radius in radii or [0.0]]
 
 
@@ -334,6 +322,7 @@ def _look_for_masking(
     model: Classifier,
     images: np.ndarray,
     labels: np.ndarray,
+    norm: str,
     eps: Sequence[float],
     num: int | None,
     given: dict[str, Any],
@@ -345,7 +334,8 @@ def _look_for_masking(
     chosen = drawn(len(images), min(num or MASKING_IMAGES, MASKING_IMAGES), given["seed"])
     say(f"signs of masked gradients at eps {max(eps):g}, on {len(chosen)} images")
     with _progress(len(chosen)) as advance:
-        signs = check_masking(model, images, labels, eps=max(eps), indices=chosen, on_images=advance, **given)
+        where: dict[str, Any] = {"norm": norm, "eps": max(eps), "indices": chosen}
+        signs = check_masking(model, images, labels, on_images=advance, **where, **given)
     for sign in signs:
         click.echo(f"{'SEEN' if sign.seen else 'not seen':9} {sign.name}: {sign.figures}")
     if any(sign.seen for sign in signs):

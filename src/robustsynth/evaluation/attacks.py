@@ -8,6 +8,7 @@ Figures to stand beside others' come from its authors' package (`robustsynth.eva
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -38,16 +39,18 @@ NEW_SHARE = 0.75
 class Attack(ABC):
     """What an image has to survive: attempts by name, one after the other, in one ball around it.
 
-    Attributes:
+    Args:
         model: the classifier.
-        exact: the classifier frozen in float32, which decides what is correct.
-        ball: that an attacked image stays in.
+        attacked_ball: that an attacked image stays in.
         seed: of all random numbers.
+        precision: that the attack sees the classifier in.
+        batch_size: images a batch.
+
+    Attributes:
+        exact: the classifier frozen in float32, which decides what is correct.
         attempts: their names, in order.
         titles: of the attempts whose survivors are worth a row of their own, how people write them.
         name: of the attack, for people.
-        precision: that the attack sees the classifier in.
-        batch_size: images a batch.
         on_pass: called at each step, or forward pass, of an attempt.
     """
 
@@ -151,12 +154,11 @@ class GradientAttack(Attack):
         size = batch_size or max(execution.batch_size, 32)
         super().__init__(model, attacked_ball, seed=seed, precision=execution.precision, batch_size=size)
         self.attack, self.steps = attack, steps or STEPS[attack]
-        losses = (["ce", "dlr"] if len(model.classes) > 2 else ["ce"]) if attack == "apgd" else ["pgd"]
-        attempts = [f"{loss} {restart}" for loss in losses for restart in range(restarts)]
-        attempts = ["pgd image", *attempts] if attack == "pgd" else attempts
-        self.attempts = attempts if eps > 0 else []
-        self.name = f"{attack.upper()}-{self.steps}"
-        self.losses, self.restarts = losses, restarts
+        self.name, self.restarts = f"{attack.upper()}-{self.steps}", restarts
+        self.losses = ("ce", "dlr") if attack == "apgd" and len(model.classes) > 2 else ("ce",)
+        starts = [*(["image"] if attack == "pgd" else []), *map(str, range(restarts))]
+        # What is maximised, and where it begins: "ce image", "ce 0".
+        self.attempts = [f"{loss} {start}" for loss in self.losses for start in starts] if eps > 0 else []
 
     def record(self) -> dict[str, Any]:
         # These attacks are this package's own, and what one version has found is not another's.
@@ -195,14 +197,13 @@ class GradientAttack(Attack):
         start = images
         if restart != "image":
             start = self.ball.random_start(images, [generator(self.seed, number, int(restart)) for number in numbers])
-        if loss == "pgd":
-            given: dict[str, Any] = {"steps": self.steps, "start": start, "on_pass": self.on_pass}
-            last = pgd_attack(self.frozen, images, labels, constraint=self.ball, **given)
-            if last.failures:
-                raise NonFiniteError(last.images, last.failures)
-            return last.images
-        given = {"loss": loss, "steps": self.steps, "start": start, "on_pass": self.on_pass}
-        return apgd(self.frozen, images, labels, constraint=self.ball, **given)
+        given: dict[str, Any] = {"constraint": self.ball, "steps": self.steps, "start": start, "on_pass": self.on_pass}
+        if self.attack == "apgd":
+            return apgd(self.frozen, images, labels, loss=loss, **given)
+        last = pgd_attack(self.frozen, images, labels, **given)
+        if last.failures:
+            raise NonFiniteError(last.images, last.failures)
+        return last.images
 
 
 def pgd_attack(
@@ -244,11 +245,6 @@ def pgd_attack(
     return step
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p(label), (N,): higher is worse for the classifier."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
 def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """The difference of logits ratio, −(z_y − max z_other) / (z_1st − z_3rd) (Equation 6): above 0 where it errs.
 
@@ -274,7 +270,11 @@ def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return -(own - rival) / (first - third + 1e-12)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "dlr": logit_ratio}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": functools.partial(F.cross_entropy, reduction="none"),
+    "dlr": logit_ratio,
+}
+"""What APGD maximises: logits (N, K) and labels (N,) to (N,), higher is worse for the classifier."""
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -308,7 +308,7 @@ def apgd(
         network: images (N, C, H, W) to logits (N, K).
         images: (N, C, H, W) in [0, 1], which the constraint is centred on.
         labels: (N,) integers.
-        constraint: the ball, in ℓ2 or ℓ∞.
+        constraint: a ball in ℓ2 or ℓ∞.
         loss: ``ce`` or ``dlr``; see `LOSSES`.
         steps: gradient steps.
         start: where to begin, such as at random; `images` where None.
@@ -402,9 +402,9 @@ def random_squares(
     half of the image to a pixel. It is not the Square attack, whose figures come from its authors' package.
 
     Args:
-        network: images to logits.
+        network: images (N, C, H, W) to logits (N, K).
         images: (N, C, H, W) in [0, 1].
-        labels: (N,).
+        labels: (N,) integers.
         constraint: the ball.
         numbers: of the images; each draws from a generator of its own.
         seed: of the generators.

@@ -11,7 +11,7 @@ import contextlib
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -91,9 +91,8 @@ class AutoAttack(Attack):
         norm: one that AutoAttack knows, ``l2`` or ``linf``.
         eps: the radius in pixel units.
         seed: of the package's random numbers.
-        precision: what the attacks see; float32, which others' figures are measured with, where None.
+        precision: float32, which others' figures are measured with, where None.
         batch_size: images that share random numbers; 16 on a processor, 256 on a graphics card where None.
-        on_pass: called at each forward pass of an attack.
         square_queries: of Square; None for the standard version's 5,000.
 
     Raises:
@@ -112,7 +111,6 @@ class AutoAttack(Attack):
         seed: int = 0,
         precision: str | None = None,
         batch_size: int | None = None,
-        on_pass: Callable[[], object] | None = None,
         square_queries: int | None = None,
     ) -> None:
         attacked_ball = ball(norm, eps)
@@ -125,8 +123,7 @@ class AutoAttack(Attack):
         size = batch_size or (256 if model.device.type == "cuda" else 16)
         super().__init__(model, attacked_ball, seed=seed, precision=precision or "float32", batch_size=size)
         self.frozen = model.synthesizer(precision=self.precision, batch_size=1)
-        self.on_pass, self.square_queries = on_pass, square_queries
-        self.classes = len(model.classes)
+        self.square_queries, self.classes = square_queries, len(model.classes)
         self.attempts = attacks_for(self.classes)
         self.name = title(self.classes)
 

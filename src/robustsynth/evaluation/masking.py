@@ -129,33 +129,33 @@ class _Looks:
     def count(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> None:
         """Add a batch (N, C, H, W), its labels (N,), and its numbers in the data."""
         clean = self._correct(images, labels)
-        found: dict[str | float, int | Tensor] = {"images": len(images), "clean": clean}
+        found: dict[str | float, Tensor] = {"images": torch.ones_like(clean), "clean": clean}
         images, labels = images[clean], labels[clean]
         numbers = [number for number, kept in zip(numbers, clean.tolist(), strict=True) if kept]
         if numbers:
             found |= self._attacked(images, labels, numbers)
-        self.counts.update(
-            {name: int(value if isinstance(value, int) else value.sum()) for name, value in found.items()}
-        )
+        self.counts.update({name: int(images.sum()) for name, images in found.items()})
 
-    def _attacked(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> dict[str | float, int | Tensor]:
+    def _attacked(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> dict[str | float, Tensor]:
         eps, limit = self.eps, ball(self.norm, self.eps)
-        held = self._pgd(images, labels)
-        starts = limit.random_start(images, [generator(self.seed, number) for number in numbers])
-        both = held & self._pgd(images, labels, start=starts)
-        found: dict[str | float, int | Tensor] = {
-            "blind": self._without_gradient(images, labels),
-            0.5: self._pgd(images, labels, eps=0.5 * eps),
-            1.0: held,
-            2.0: self._pgd(images, labels, eps=2 * eps),
-            "pgd": both,
-            "one step": self._pgd(images, labels, steps=1, step_size=eps),
-            "a quarter": self._pgd(images, labels, step_size=2.5 * eps / STEPS * 0.25),
-            "four times": self._pgd(images, labels, step_size=2.5 * eps / STEPS * 4.0),
-        }
+        length = 2.5 * eps / STEPS
         # Any image lies within this of any other; a path of small steps, because large ones jump about.
         widest = limit.scale(images[0].numel())
-        found["anywhere"] = self._pgd(images, labels, eps=widest, steps=100, step_size=4 * eps / STEPS)
+        variants: dict[str | float, dict[str, Any]] = {
+            0.5: {"eps": 0.5 * eps},
+            1.0: {},
+            2.0: {"eps": 2.0 * eps},
+            "one step": {"steps": 1, "step_size": eps},
+            "a quarter": {"step_size": length * 0.25},
+            "four times": {"step_size": length * 4.0},
+            "anywhere": {"eps": widest, "steps": 100, "step_size": 4 * eps / STEPS},
+        }
+        found: dict[str | float, Tensor] = {
+            name: self._pgd(images, labels, **given) for name, given in variants.items()
+        }
+        starts = limit.random_start(images, [generator(self.seed, number) for number in numbers])
+        found["pgd"] = both = found[1.0] & self._pgd(images, labels, start=starts)
+        found["blind"] = self._without_gradient(images, labels)
         if bool(both.any()):
             kept = [number for number, stays in zip(numbers, both.tolist(), strict=True) if stays]
             found["black box"] = self._black_box(images[both], labels[both], kept)
@@ -164,36 +164,28 @@ class _Looks:
     def signs(self) -> list[Sign]:
         """What the counts say."""
         n, total = self.counts, self.counts["images"]
-        show = {
-            name: _percent(n[name] / total) for name in (*n, "pgd", 1.0, "black box", "one step", "anywhere", *OTHER)
-        }
         rows = [Accuracy(0.0, n["clean"], total), *(Accuracy(f * self.eps, n[f], total) for f in (0.5, 1.0, 2.0))]
-        black_box = f"{'Square' if self.square else 'random search'} of {self.queries} queries"
+        names = ("anywhere", "pgd", "black box", "one step", 1.0, *OTHER)
+        anywhere, pgd, black_box, one_step, many, quarter, four = (_percent(n[name] / total) for name in names)
+        search = f"{'Square' if self.square else 'random search'} of {self.queries} queries"
         not_finite = f"; NaN or infinity for {self.not_finite}" if self.not_finite else ""
+        other = f"{many} with steps of 2.5 eps/{STEPS}, {quarter} with a quarter of that, {four} with four times that"
+        found = {
+            "not 0 % without a limit": (n["anywhere"], 0, f"{anywhere} after 100 steps of PGD anywhere in [0, 1]"),
+            "black box beats white box": (
+                *(n["pgd"], n["black box"]),
+                f"{pgd} after PGD-{STEPS}, {black_box} when {search} follows",
+            ),
+            "one step beats many": (
+                *(n[1.0], n["one step"]),
+                f"{one_step} after one step of eps, {many} after {STEPS}",
+            ),
+            "another step size does better": (n[1.0], min(n[name] for name in OTHER), other),
+            "gradients of zero": (n["blind"], 0, f"{n['blind']} of {total} images{not_finite}"),
+        }
         return [
             rising(rows),
-            Sign(
-                "not 0 % without a limit",
-                _exceeds(n["anywhere"], 0, total),
-                f"{show['anywhere']} after 100 steps of PGD anywhere in [0, 1]",
-            ),
-            Sign(
-                "black box beats white box",
-                _exceeds(n["pgd"], n["black box"], total),
-                f"{show['pgd']} after PGD-{STEPS}, {show['black box']} when {black_box} follows",
-            ),
-            Sign(
-                "one step beats many",
-                _exceeds(n[1.0], n["one step"], total),
-                f"{show['one step']} after one step of eps, {show[1.0]} after {STEPS}",
-            ),
-            Sign(
-                "another step size does better",
-                any(_exceeds(n[1.0], n[name], total) for name in OTHER),
-                f"{show[1.0]} with steps of 2.5 eps/{STEPS}, {show['a quarter']} with a quarter of that, "
-                f"{show['four times']} with four times that",
-            ),
-            Sign("gradients of zero", _exceeds(n["blind"], 0, total), f"{n['blind']} of {total} images{not_finite}"),
+            *(Sign(name, _exceeds(more, fewer, total), told) for name, (more, fewer, told) in found.items()),
         ]
 
     def _correct(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -209,16 +201,15 @@ class _Looks:
         self.not_finite = max(self.not_finite, len(last.failures))
         return self._correct(last.images, labels)
 
-    def _without_gradient(self, images: Tensor, labels: Tensor) -> int:
+    def _without_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
         variable = images.detach().requires_grad_(True)
         with torch.enable_grad():
             loss = F.cross_entropy(self.frozen(variable), labels, reduction="sum")
         # Without any path to the image there is no gradient at all.
         if not loss.requires_grad:
-            return len(images)
+            return torch.ones(len(images), dtype=torch.bool)
         (grad,) = torch.autograd.grad(loss, variable, allow_unused=True, materialize_grads=True)
-        largest = grad.flatten(1).abs().amax(1)
-        return int((~(largest > 0)).sum())
+        return ~(grad.flatten(1).abs().amax(1) > 0)
 
     def _black_box(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Tensor:
         if self.square is not None:
