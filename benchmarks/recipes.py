@@ -1,7 +1,7 @@
 """Recipes of training at equal compute: each trained with as many passes of the network over an image, then attacked.
 
     python benchmarks/recipes.py --data CIFAR10_FOLDER [--rows pgd-1,trades] [--budget 12] [--out runs/recipes] \
-        [--results benchmarks/recipes.json --table docs/training-recipes.md]
+        [--results benchmarks/recipes.json --table docs/log/training-recipes.md]
 
 Compute is counted in forward-and-backward passes per training image over the whole run, `--budget` of them: a step of
 PGD is one, the weights' own gradient one (two for trades and mart, which train on the clean image too), AWP's ascent

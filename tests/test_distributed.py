@@ -187,7 +187,8 @@ def test_with_batch_norm_they_differ_by_its_statistics_alone(trained: Path) -> N
     one, two = (read_checkpoint(trained / f"batch norm {n}")["network"] for n in (1, 2))
     assert not torch.allclose(one["fc.weight"], two["fc.weight"], atol=2e-5, rtol=1e-3)
     losses = [np.load(trained / f"batch norm {n}-losses-0.npy") for n in (1, 2)]
-    assert np.allclose(losses[0][:2], losses[1][:2], rtol=0.05)
+    # Of eight seeds the first loss, before any step, differs by up to 0.11.
+    assert np.allclose(losses[0][:2], losses[1][:2], rtol=0.15)
     assert np.allclose(*losses, rtol=0.4)
 
 

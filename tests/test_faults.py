@@ -509,12 +509,12 @@ def all_unreadable(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (empty_class, ("blue: expected the pictures of a class, got none", "remove the folder")),
+        (empty_class, ("blue: expected the images of a class, got none", "remove the folder")),
         (class_of_one, ("at least 2 images of each class", "of 'blue'", "add images")),
         (only_one_class, ("at least two classes, got 1 (green)",)),
-        (truncated, ("red/002.png: expected a picture that can be decoded", "Replace it or take it out")),
-        (seven_unreadable, ("red/000.png: expected a picture", "6 more cannot be decoded either", "red/010.png, …")),
-        (all_unreadable, ("green/001.png: expected a picture that can be decoded, got an empty file",)),
+        (truncated, ("red/002.png: expected an image that can be decoded", "Replace it or take it out")),
+        (seven_unreadable, ("red/000.png: expected an image", "6 more cannot be decoded either", "red/010.png, …")),
+        (all_unreadable, ("green/001.png: expected an image that can be decoded, got an empty file",)),
     ],
 )
 def test_faults_of_class_folders_are_named(
@@ -585,7 +585,7 @@ def test_a_folder_that_disappears_while_it_is_read(own: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(cache_module, "decode", decode)
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
-    refused(train(own, tmp_path / "out"), "001.png: expected a picture that can be decoded", "59 more")
+    refused(train(own, tmp_path / "out"), "001.png: expected an image that can be decoded", "59 more")
     assert list((tmp_path / "cache" / "data").iterdir()) == []
 
 

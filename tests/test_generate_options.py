@@ -489,9 +489,9 @@ def test_mixes_on_the_command_line(tiny, tiny_folder, tmp_path):
     assert record_of(out)["classes"] == ["ship:0.75,cat:0.25", "t-shirt:1"]
     weights = torch.tensor([[0.25, 0.75, 0]] * 3 + [[0, 0, 1.0]] * 2)
     expected = rs.images.to_uint8(generate(tiny, weights, **FIXED))
-    pictures = [rs.images.load_picture(out / f"{i:06d}.png") for i in range(5)]
+    pictures = [rs.images.read_image(out / f"{i:06d}.png").pixels for i in range(5)]
     assert np.array_equal(np.stack(pictures), expected)
-    assert rs.images.load_picture(out / "grid.png").shape[0] > 2 * 16, "a row for each mix"
+    assert rs.images.read_image(out / "grid.png").pixels.shape[0] > 2 * 16, "a row for each mix"
     assert "other settings (classes, labels_sha256)" in draw(tiny_folder, out, "--mix", "ship:1", "--num", "5", code=2)
     assert "--classes or --mix, got both" in draw(
         tiny_folder, tmp_path / "b", "--classes", "cat", "--mix", "cat:1", code=2
@@ -510,7 +510,7 @@ def test_ensembles_on_the_command_line(tiny, other, tiny_folder, other_folder, d
     assert [member["name"] for member in record_of(out)["ensemble"]] == ["other"]
     assert record_of(out)["ensemble"][0]["sha256"] == other.card.sha256["model.safetensors"]
     expected = rs.images.to_uint8(generate(tiny, [0, 0], ensemble=[other], **FIXED))
-    assert np.array_equal(rs.images.load_picture(out / "000001.png"), expected[1])
+    assert np.array_equal(rs.images.read_image(out / "000001.png").pixels, expected[1])
     refused = draw(tiny_folder, out, "--classes", "cat", "--num", "2", code=2)
     assert "other settings (ensemble)" in refused
     assert "same classes" in draw(tiny_folder, tmp_path / "b", "--ensemble", digits_folder, code=2)

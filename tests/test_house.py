@@ -18,11 +18,14 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "presets", "pictures", "rendezvous"},
-    {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"}
-    | {"processes", "memory"},
+    {"errors", "files", "presets", "rendezvous"},
+    {"processes", "memory", "randomness", "resampling"},
+    {"constraints", "loop"},
+    {"images", "animations"},
+    {"sheet", "masks", "fills"},
     {"models", "data"},
-    {"objectives", "seeds", "mixtures", "solver", "run_folder"},
+    {"objectives", "seeds", "views"},
+    {"run_folder", "solver"},
     {"tasks", "training", "evaluation"},
     {"cli"},
     {"__main__"},

@@ -150,7 +150,7 @@ def test_a_run_learns_and_its_folder_is_a_model_that_draws(tmp_path: Path) -> No
         *("--precision", "float32", "--batch-size", 4, "--device", "cpu"),
     )
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "drawn" / "000003.png").exists()
+    assert len(list((tmp_path / "drawn").glob("000003-*.png"))) == 1
 
 
 def test_what_is_kept_is_the_average_of_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,7 +661,9 @@ def test_train_then_generate_then_evaluate(tmp_path: Path, folder: Path) -> None
         *("--batch-size", 4, "--precision", "float32", "--device", "cpu"),
     )
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in drawn.glob("*.png")) == [f"{i:06}.png" for i in range(4)] + ["grid.png"]
+    assert sorted(p.name for p in drawn.glob("*.png")) == [
+        *("000000-red.png", "000001-red.png", "000002-green.png", "000003-green.png", "grid.png")
+    ]
     result = call(
         *("evaluate", "--model", out, "--data", folder, "--eps", "0.2,0.4", "--precision", "float32"),
         *("--batch-size", 32, "--device", "cpu"),
@@ -803,7 +805,7 @@ def test_stopping_before_the_first_step_is_no_accident(tmp_path: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustsynth.data.describing.describe_data", stop)
+    monkeypatch.setattr("robustsynth.data.load.describe_data", stop)
     result = CliRunner().invoke(main, ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 130
     assert result.output.strip() == "stopped"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from robustsynth.tasks.views import VIEWS, Shifted, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
 
 from robustsynth.errors import UserError
-from robustsynth.pictures import LARGEST
-from robustsynth.tasks.views import VIEWS, Shifted, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
+from robustsynth.images import LARGEST
 
 # So that no picture takes more views than are allowed.
 sides = st.integers(16, 200)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robustsynth.constraints import norm_named
 from robustsynth.errors import UserError
-from robustsynth.pictures import LARGEST
+from robustsynth.images import LARGEST
 from robustsynth.resampling import resample
 
 VIEWS = ("whole", "squares", "tiles")

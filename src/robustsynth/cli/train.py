@@ -83,7 +83,7 @@ def _command(
     given: dict[str, Any],
 ) -> None:
     from robustsynth.data import located
-    from robustsynth.data.selection import is_part
+    from robustsynth.data.subsets import is_subset
     from robustsynth.rendezvous import note_begun, was_begun
     from robustsynth.training.checkpoints import has_checkpoint
     from robustsynth.training.forecast import forecast
@@ -94,7 +94,7 @@ def _command(
     restarted = workers.agreed(was_begun)
     resume = resume or restarted
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
-    if stream and data is not None and is_part(data):
+    if stream and data is not None and is_subset(data):
         raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"expected a folder for the run, got {folder}, where {file} is a file; choose another --out")
@@ -189,7 +189,7 @@ def _new_settings(
         if given.get("norm") in (None, known.get("norm")):
             given = known | given
     if preset is None and fit:
-        from robustsynth.data.describing import describe_data
+        from robustsynth.data.load import describe_data
         from robustsynth.training.settings import attack_for, default_preset, fitted, sizes_for
 
         images, _ = describe_data(data, "train", announce=tell)
@@ -206,11 +206,11 @@ def _open(
 ) -> tuple[ImageData | ImageStream, bool]:
     """The training images, and whether they are decoded in the cache."""
     if stream:
-        from robustsynth.data.streaming import open_stream
+        from robustsynth.data.load import open_stream
 
         return open_stream(data, "train", image_size=image_size, announce=tell), False
     if dry_run:
-        from robustsynth.data.describing import describe_data
+        from robustsynth.data.load import describe_data
 
         return describe_data(data, "train", image_size=image_size, announce=tell)
     from robustsynth.data import load_data

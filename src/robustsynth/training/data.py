@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustsynth.data import ImageData, hold_out
-from robustsynth.data.lanes import Failed, LaneBatches
-from robustsynth.data.streaming import ImageStream
+from robustsynth.data.streaming import Failed, ImageStream, StreamBatches
 from robustsynth.errors import UserError
 from robustsynth.processes import ALONE, Workers
 from robustsynth.randomness import generator, uniform
@@ -75,21 +74,21 @@ class InMemory:
         return as_batch(self.data.images[numbers], self.data.labels[numbers], self.device)
 
 
-LANES = 16
+SUBSTREAMS = 16
 """At most so many places of a stream are read at once."""
 
 SEED_IMAGES = 50_000
 """At most so many images of a stream are decoded to fit the class seeds on, as many of each class."""
 
 
-def lanes_of(part: int) -> int:
-    """Into how many lanes a stream is cut for parts of a batch of `part` images: the most that divide it.
+def substreams_of(part: int) -> int:
+    """Into how many substreams a stream is cut for parts of a batch of `part` images: the most that divide it.
 
     Example:
-        >>> lanes_of(128), lanes_of(15), lanes_of(17)
+        >>> substreams_of(128), substreams_of(15), substreams_of(17)
         (16, 15, 1)
     """
-    return next(lanes for lanes in range(min(LANES, part), 0, -1) if part % lanes == 0)
+    return next(substreams for substreams in range(min(SUBSTREAMS, part), 0, -1) if part % substreams == 0)
 
 
 class Streamed:
@@ -101,12 +100,12 @@ class Streamed:
     Args:
         stream: the images.
         settings: of the run.
-        workers: the processes that train; each reads and decodes its own lanes.
+        workers: the processes that train; each reads and decodes its own substreams.
         device: that trains.
         decoders: processes that decode, for each that trains; 0 to decode in that itself.
 
     Raises:
-        UserError: the number of processes does not divide that of lanes.
+        UserError: the number of processes does not divide that of substreams.
     """
 
     def __init__(
@@ -122,14 +121,14 @@ class Streamed:
         self.held, self.kept = np.arange(settings.held_out), np.arange(settings.held_out, len(stream))
         self.pieces = stream.without(settings.held_out)
         self.part = settings.batch_size // settings.accumulate
-        self.lanes = lanes_of(self.part)
-        if self.lanes % workers.size:
-            fitting = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+        self.substreams = substreams_of(self.part)
+        if self.substreams % workers.size:
+            fitting = [n for n in range(1, self.substreams + 1) if self.substreams % n == 0]
             raise UserError(
-                f"expected a number of processes that divides the {self.lanes} lanes of a stream in batches of "
-                f"{self.part}, got {workers.size}; start {', '.join(map(str, fitting))}, or choose another --batch-size"
+                f"expected a number of processes that divides the {self.substreams} substreams of a stream in "
+                f"batches of {self.part}, got {workers.size}; start {', '.join(map(str, fitting))}, or choose another --batch-size"
             )
-        share = self.lanes // workers.size
+        share = self.substreams // workers.size
         self.mine = list(range(workers.rank * share, (workers.rank + 1) * share))
         self.decoders = min(decoders, share)
         self._held_images: ImageData | None = None
@@ -137,26 +136,26 @@ class Streamed:
     @property
     def summary(self) -> dict[str, Any]:
         """What makes a stream the same stream, for a checkpoint."""
-        return {"stream": [self.lanes, *map(len, self.stream.pieces)]}
+        return {"stream": [self.substreams, *map(len, self.stream.pieces)]}
 
     def epoch(self, number: int, first: int, rows: Tensor | None) -> Iterator[Batch]:
-        """See `InMemory`; `rows` are those of this process's lanes already."""
+        """See `InMemory`; `rows` are those of this process's substreams already."""
         settings = self.settings
-        lanes = LaneBatches(
+        substreams = StreamBatches(
             self.stream,
             self.pieces,
             seed=settings.seed,
             epoch=number,
             first=first,
-            lanes=self.lanes,
+            substreams=self.substreams,
             mine=self.mine,
-            each=self.part // self.lanes,
+            each=self.part // self.substreams,
             parts=settings.accumulate,
         )
         with warnings.catch_warnings():
             # How many decode is for the user to say: `--decoders`.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = iter(DataLoader(lanes, batch_size=None, num_workers=self.decoders))
+            loader = iter(DataLoader(substreams, batch_size=None, num_workers=self.decoders))
         for _ in range(first, len(self.kept) // settings.batch_size):
             given = self._next(loader)
             images, labels = (torch.cat(each, 1).flatten(0, 2) for each in zip(*given, strict=True))

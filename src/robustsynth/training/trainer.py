@@ -102,7 +102,6 @@ class Trainer:
         self.source: InMemory | Streamed
         if isinstance(data, ImageStream):
             self.source = Streamed(data, settings, workers=workers, device=self.device, decoders=decoders)
-            data = data.data()
         else:
             self.source = InMemory(data, settings, self.device)
         self.held, self.kept = self.source.held, self.source.kept
