@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from robustsynth.tasks.batches import solve_in_batches
 from torch import Tensor, nn
 
 import robustsynth as rs
@@ -21,7 +22,6 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.models.store import load_model
 from robustsynth.objectives import CrossEntropy
 from robustsynth.seeds import SEED_KINDS, ClassSeeds, fit_class_seeds, sample_seeds
-from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.generate import generate, resolve_generate
 from robustsynth.tasks.settings import GenerateSettings, preset_names, resolve_settings
 

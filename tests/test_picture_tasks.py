@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from robustsynth.tasks.step_settings import PICTURE_TASKS, InpaintSettings, StepSettings
 from torch import Tensor
 
 import robustsynth as rs
@@ -17,7 +18,6 @@ from robustsynth.loop import NonFiniteError
 from robustsynth.presets import read_preset
 from robustsynth.resampling import resample
 from robustsynth.tasks.settings import CONDITIONS, preset_names, resolve_settings
-from robustsynth.tasks.step_settings import PICTURE_TASKS, InpaintSettings, StepSettings
 
 SHAPES = [(16, 16), (24, 18), (13, 40), (9, 9)]
 

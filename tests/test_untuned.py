@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from robustsynth.tasks.step_settings import PICTURE_TASKS
 
 from robustsynth.cli import main
 from robustsynth.errors import UserError
@@ -17,7 +18,6 @@ from robustsynth.presets import preset_files, read_preset
 from robustsynth.resampling import resample
 from robustsynth.tasks.inpaint import inpaint
 from robustsynth.tasks.settings import BEST, IMPROVED, GenerateSettings, resolve_settings
-from robustsynth.tasks.step_settings import PICTURE_TASKS
 from robustsynth.tasks.upscale import upscale
 
 FIXED = {"precision": "float32", "batch_size": 2}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from robustsynth.constraints import NORMS
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.models.card import ModelCard
@@ -30,7 +31,6 @@ from robustsynth.models.recognition import (
 from robustsynth.models.store import save_model
 
 LARGE_IMAGE = 224
-NORMS = ("l2", "linf")
 
 
 class DataFacts(Protocol):
@@ -137,7 +137,7 @@ def import_model(
     Args:
         path: a file of torch.save or safetensors.
         out: a folder without a model in it.
-        norm: ``"l2"`` or ``"linf"``, which it was trained to withstand.
+        norm: of `robustsynth.constraints.NORMS`, which it was trained to withstand.
         eps: the radius in units of [0, 1]; 0 is standard training.
         licence: of the weights.
         data: what is known of the data set.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robustsynth import randomness
+from robustsynth.constraints import norm_named
 from robustsynth.errors import UserError
 from robustsynth.images import save_png, to_uint8
 from robustsynth.models.card import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
@@ -387,12 +388,12 @@ def _with_seeds(models: Sequence[Classifier], seeds_from: str | None) -> int:
 
 
 def _scaled(settings: GenerateSettings, reference: Classifier, model: Classifier) -> GenerateSettings:
-    """The same settings for images of another size: an ℓ2 distance over equally changed values grows with the root of
-    their number, and a shift with the side."""
+    """The same settings for images of another size: a radius grows as its norm says, and a shift with the side."""
     if reference.image_size is None or model.image_size is None:
         return settings
     side = model.image_size / reference.image_size
-    values = side * (model.channels / reference.channels) ** 0.5 if settings.norm == "l2" else 1.0
+    scale = norm_named(settings.norm).scale
+    values = scale(side**2) * scale(model.channels / reference.channels)
     sizes = {"eps": settings.eps * values, "step_size": settings.step_size * values}
     return dataclasses.replace(settings, shift=round(settings.shift * side), **sizes)
 
