@@ -185,7 +185,7 @@ class _Looks:
         }
         return [
             rising(rows),
-            *(Sign(name, _exceeds(more, fewer, total), told) for name, (more, fewer, told) in found.items()),
+            *(Sign(name, _exceeds(more, fewer, total), figures) for name, (more, fewer, figures) in found.items()),
         ]
 
     def _correct(self, images: Tensor, labels: Tensor) -> Tensor:
