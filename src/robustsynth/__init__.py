@@ -97,12 +97,12 @@ __all__ = [
     "Ball", "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "FeatureAtlas",
     "FeatureSettings", "GenerateSettings", "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard",
     "NonFiniteError", "Objective", "PaintSettings", "Problem", "Progress", "RefineSettings", "Results",
-    "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError", "UpscaleSettings",
-    "UserError", "__version__", "compare", "evaluate_accuracy", "feature_steps", "features", "fit_class_seeds",
-    "generate", "generate_steps", "inpaint", "inpaint_steps", "load_data", "load_image", "load_model", "model_names",
-    "paint", "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps", "register_norm", "sample_seeds",
-    "save", "save_model", "show", "sketch", "sketch_steps", "translate", "translate_steps", "upscale",
-    "upscale_steps",
+    "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
+    "UpscaleSettings", "UserError", "__version__", "compare", "evaluate_accuracy", "feature_steps", "features",
+    "fit_class_seeds", "generate", "generate_steps", "inpaint", "inpaint_steps", "load_data", "load_image",
+    "load_model", "model_names", "paint", "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps",
+    "register_norm", "sample_seeds", "save", "save_model", "show", "sketch", "sketch_steps", "translate",
+    "translate_steps", "upscale", "upscale_steps",
 ]  # fmt: skip
 
 

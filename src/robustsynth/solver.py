@@ -133,9 +133,9 @@ def solve(
         wanted = tuple(batch)
         padded = wanted + wanted[-1:] * (batch_size - len(wanted))
         failures: dict[int, int] = {}
-        before: Tensor | None = None
+        progress: Progress | None = None
         for run in range(runs):
-            stated = state(padded, run, before)
+            stated = state(padded, run, None if progress is None else progress.stated.finish(progress.iterates))
             best = BestIterate()
             iterates = pgd_steps(stated.problem, step_size=step_size, steps=steps, score_last=use_best)
             # Libraries of graphics cards may add up gradients in another order each time; on a processor this is idle.
@@ -147,8 +147,8 @@ def solve(
                         failures.setdefault(wanted[place], index)
                 now = best.images if use_best else step.images
                 loss = step.loss[: len(wanted)]
-                yield (progress := Progress(wanted, step.index, steps, run, runs, loss, dict(failures), stated, now))
-            before = progress.stated.finish(progress.iterates) if run < runs - 1 else None
+                progress = Progress(wanted, step.index, steps, run, runs, loss, dict(failures), stated, now)
+                yield progress
 
 
 def _next(iterates: Iterator[Step]) -> Step | None:
@@ -252,7 +252,12 @@ def results_of(progresses: Iterator[Progress], indices: Iterable[int]) -> list[T
     images = [results.images[index] for index in results.indices]
     if results.failures:
         place = {index: position for position, index in enumerate(results.indices)}
-        raise NonFiniteError(stacked(images), {place[i]: step for i, step in results.failures.items()})
+        raise NonFiniteError(
+            stacked(images),
+            {  # pyright: ignore[reportArgumentType]
+                place[i]: step for i, step in results.failures.items()
+            },
+        )
     return images
 
 

@@ -57,6 +57,8 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self._frozen: dict[Any, FrozenClassifier] = {}
+        self._executions: dict[Any, Execution] = {}
+        self._versions: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def wrap(
@@ -134,12 +136,15 @@ class Classifier(nn.Module):
         """
         return representation(self.network, self, images)
 
-    def frozen(self, *, precision: str | None = None, batch_size: int | None = None) -> FrozenClassifier:
+    def frozen(
+        self, *, precision: str | None = None, batch_size: int | None = None, images: int | None = None
+    ) -> FrozenClassifier:
         """The fast form of this classifier that images are optimised with; it is built again when weights change.
 
         Args:
             precision: ``"float32"`` or ``"bfloat16"``; measured once per model and machine where None.
-            batch_size: images a batch; measured likewise.
+            batch_size: images a batch; what is fastest for `images` where None, measured likewise.
+            images: how many there are to be optimised; None for many.
 
         Raises:
             UserError: an unknown precision, or a batch size below 1.
@@ -150,16 +155,41 @@ class Classifier(nn.Module):
             >>> model.frozen(precision="float32", batch_size=4).execution.batch_size
             4
         """
+        if precision not in (None, *PRECISIONS):
+            raise UserError(f"expected a precision of {', '.join(PRECISIONS)}, got {precision!r}")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
         # Weights that have changed (their version counts) or been exchanged since must not be served from the cache.
         tensors = (*self.network.parameters(), *self.network.buffers())
         versions = tuple((id(t), t.data_ptr(), t._version) for t in tensors)
-        key = (precision, batch_size, str(self.device), torch.get_num_threads())
-        known = self._frozen.get(key)
-        if known is None or known.versions != versions:
-            known = build_frozen(self, precision=precision, batch_size=batch_size)
-            known.versions = versions
-            self._frozen[key] = known
-        return known
+        if versions != self._versions:
+            self._frozen, self._versions = {}, versions
+        where = (str(self.device), torch.get_num_threads())
+
+        def built(name: str, execution: Execution | None = None) -> FrozenClassifier:
+            key = (name, execution, *where)
+            if key not in self._frozen:
+                if execution is None:
+                    self._frozen[key] = FrozenClassifier(self, fold_batch_norm(self.network), name)
+                else:  # The same network: what it does not depend on is how many images it is given at a time.
+                    self._frozen[key] = copy.copy(built(name))
+                    self._frozen[key].execution = execution
+            return self._frozen[key]
+
+        asked = (precision, batch_size, images, *where)
+        if asked not in self._executions:
+            self._executions[asked] = chosen_execution(
+                built,
+                network=self.network,
+                image_size=self.image_size,
+                channels=self.channels,
+                device=self.device,
+                precision=precision,
+                batch_size=batch_size,
+                images=images,
+            )
+        execution = self._executions[asked]
+        return built(execution.precision, execution)
 
     def class_index(self, name: str | int) -> int:
         """The position of a class given by name or index.
@@ -241,7 +271,6 @@ class FrozenClassifier(nn.Module):
         self.image_size = classifier.image_size
         self.precision = precision
         self.execution = Execution(precision=precision, batch_size=32, measured=False)
-        self.versions: tuple[tuple[int, int, int], ...] = ()
         # Where the whole network may be reduced its weights are cast once; elsewhere autocast casts them again
         # in each pass, but keeps normalisations in float32.
         self.reduced = precision == "bfloat16" and reducible(network)
@@ -268,37 +297,3 @@ class FrozenClassifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The representation R(x), (N, D) float32: what the last linear layer is given."""
         return representation(self.network, self, images)
-
-
-def build_frozen(
-    classifier: Classifier, *, precision: str | None = None, batch_size: int | None = None
-) -> FrozenClassifier:
-    """A new frozen classifier, measuring on first use what was not given; `Classifier.frozen` keeps it.
-
-    Raises:
-        UserError: an unknown precision, or a batch size below 1.
-    """
-    if precision not in (None, *PRECISIONS):
-        raise UserError(f"expected a precision of {', '.join(PRECISIONS)}, got {precision!r}")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
-    folded = fold_batch_norm(classifier.network)
-    built: dict[str, FrozenClassifier] = {}
-
-    def frozen(name: str) -> FrozenClassifier:
-        if name not in built:
-            built[name] = FrozenClassifier(classifier, folded, name)
-        return built[name]
-
-    execution = chosen_execution(
-        frozen,
-        network=classifier.network,
-        image_size=classifier.image_size,
-        channels=classifier.channels,
-        device=classifier.device,
-        precision=precision,
-        batch_size=batch_size,
-    )
-    result = frozen(execution.precision)
-    result.execution = execution
-    return result

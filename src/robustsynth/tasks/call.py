@@ -93,7 +93,7 @@ class Call:
 
     def execute(self, precision: str | None, batch_size: int | None) -> None:
         """Choose precision and batch size: those given, or what is fastest here for so many images."""
-        self.frozen = self.model.frozen(precision=precision, batch_size=batch_size)
+        self.frozen = self.model.frozen(precision=precision, batch_size=batch_size, images=max(1, len(self)))
         self.execution = self.frozen.execution
 
     def value(self, name: str) -> Any:

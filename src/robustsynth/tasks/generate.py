@@ -96,7 +96,7 @@ def _check_start(value: Any, call: Call) -> Any:
         if value.shape != (expected := (len(call), call.model.channels, *size)):
             raise UserError(f"expected start images {expected}, one a label, got {tuple(value.shape)}")
     if side is not None or value is not None:
-        check_scales(call.settings.scales, side or min(value.shape[2:]))
+        check_scales(call.settings.scales, side or min(value.shape[2:]))  # pyright: ignore[reportOptionalMemberAccess]
     return value
 
 
