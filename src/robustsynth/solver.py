@@ -252,12 +252,8 @@ def results_of(progresses: Iterator[Progress], indices: Iterable[int]) -> list[T
     images = [results.images[index] for index in results.indices]
     if results.failures:
         place = {index: position for position, index in enumerate(results.indices)}
-        raise NonFiniteError(
-            stacked(images),
-            {  # pyright: ignore[reportArgumentType]
-                place[i]: step for i, step in results.failures.items()
-            },
-        )
+        failures = {place[i]: step for i, step in results.failures.items()}
+        raise NonFiniteError(stacked(images), failures)  # pyright: ignore[reportArgumentType]
     return images
 
 
