@@ -41,7 +41,7 @@ from robustsynth.seeds import (
     fit_class_seeds,
 )
 from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.targets import check_targets, main_classes, named, parse_mix
+from robustsynth.tasks.generation import check_targets, main_classes, named, parse_mix
 
 FIXED = {"precision": "float32", "batch_size": 4}
 LABELS = torch.tensor([0, 1, 2, 2, 0])

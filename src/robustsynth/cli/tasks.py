@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import option_of, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import BEST, knows_task
 from robustsynth.tasks.task import Task
@@ -133,7 +132,7 @@ class ImageRun:
             lambda index: self.images[index].tensor(),
             files=[image.path for image in self.images],
         )
-        told = self.call.read(options)
+        inputs = self.call.read(options)
         endings, animation = self.call.endings, options["trajectory"]
         self.names = [f"{image.name}{ending}" for image in self.images for ending in endings]
         self.files = [f"{ending}.png" for ending in endings]
@@ -142,7 +141,7 @@ class ImageRun:
         asked = {
             "task": task.name,
             "model": model_identity(self.model),
-            "settings": dataclasses.asdict(self.settings) | told,
+            "settings": dataclasses.asdict(self.settings) | inputs,
         }
         self.folder: RunFolder = RunFolder(
             options["out"],
@@ -220,9 +219,9 @@ class ImageRun:
 
         done = [place for place in self.missing if self.images[place].name in self.made]
         if failures:
-            told = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
+            named = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
             raise UserError(
-                f"expected finite numbers, got NaN or infinity for {told}; the other results are in {self.folder.out}. "
+                f"expected finite numbers, got NaN or infinity for {named}; the other results are in {self.folder.out}. "
                 "Try --precision float32 or a smaller --step-size"
             )
         if len(done) < len(self.missing):

@@ -117,8 +117,8 @@ class Call:
         """Read the inputs from options of the command line; returns what of them decides the results."""
         record: dict[str, Any] = {}
         for each in self.task.inputs:
-            self.inputs[each.name], told = each.read(options, self)
-            record |= told
+            self.inputs[each.name], deciding = each.read(options, self)
+            record |= deciding
         self._check_sizes()
         return record
 
