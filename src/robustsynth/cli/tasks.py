@@ -221,8 +221,8 @@ class ImageRun:
         if failures:
             named = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
             raise UserError(
-                f"expected finite numbers, got NaN or infinity for {named}; the other results are in {self.folder.out}. "
-                "Try --precision float32 or a smaller --step-size"
+                f"expected finite numbers, got NaN or infinity for {named}; the other results are in "
+                f"{self.folder.out}. Try --precision float32 or a smaller --step-size"
             )
         if len(done) < len(self.missing):
             say(f"stopped; {len(done)} of {len(self.missing)} images are in {self.folder.out}")
