@@ -301,13 +301,8 @@ def read_images(model: Classifier, images: Any, name: str = "images", *, any_val
     Raises:
         UserError: something that is no image, or of other channels.
     """
-    if isinstance(images, Tensor) and images.ndim != 3:
-        if not any_values:
-            check_images(images, name)
-        if images.shape[1:2] != (model.channels,):
-            raise UserError(
-                f"expected {name} (N, {model.channels}, H, W) for model {model.name!r}, got {tuple(images.shape)}"
-            )
+    if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and not any_values:
+        check_images(images, name)  # It says which of them is not finite.
     if not any_values and isinstance(images, (list, tuple)) and not images:
         return []
     read = as_images(images, channels=model.channels, any_values=any_values)
