@@ -22,9 +22,10 @@ from torch import Tensor
 
 from robustsynth.data import load_data
 from robustsynth.fills import FILLS, fill
-from robustsynth.images import as_tensor, grid, save_png, to_uint8
+from robustsynth.images import as_tensor, save_png, to_uint8
 from robustsynth.masks import random_patch_masks
 from robustsynth.randomness import image_generators
+from robustsynth.sheet import in_rows, sheet
 
 Fill = Callable[[Tensor, Tensor], Tensor]
 
@@ -147,7 +148,7 @@ def main() -> None:
         )
     if options.figure:
         rows = torch.stack([images, damaged, *filled.values()], dim=1)[:24].flatten(0, 1)
-        save_png(options.figure, grid(to_uint8(rows), columns=2 * (2 + len(filled))))
+        save_png(options.figure, sheet(in_rows(to_uint8(rows), 2 * (2 + len(filled)))))
 
 
 def inside(difference: Tensor, mask: Tensor) -> Tensor:

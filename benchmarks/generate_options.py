@@ -24,7 +24,8 @@ from torch import Tensor
 
 import robustsynth as rs
 from robustsynth.errors import UserError
-from robustsynth.images import grid, save_png, to_uint8
+from robustsynth.images import save_png, to_uint8
+from robustsynth.sheet import in_rows, sheet
 from sample_quality import frechet, judged
 
 SHARES = 0.6, 0.4
@@ -115,8 +116,8 @@ def main() -> None:
             )
             if options.sheets:
                 order = torch.argsort(labels[: 8 * classes], stable=True)
-                sheet = grid(to_uint8(images[: 8 * classes][order]), columns=8, enlarge=3)
-                save_png(options.sheets / f"{base}-{name.replace(' ', '-').replace(',', '')}.png", sheet)
+                shown = in_rows(to_uint8(images[: 8 * classes][order]), 8)
+                save_png(options.sheets / f"{base}-{name.replace(' ', '-').replace(',', '')}.png", sheet(shown))
 
 
 if __name__ == "__main__":

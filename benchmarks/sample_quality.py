@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 import robustsynth as rs
-from robustsynth.images import grid, save_png, to_uint8
+from robustsynth.images import save_png, to_uint8
+from robustsynth.sheet import in_rows, sheet
 
 
 def judged(judge: Any, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -110,10 +111,10 @@ def main() -> None:
         if options.sheet:
             order = torch.argsort(labels[:80], stable=True)
             name = (setting or "default").replace(",", "_")
-            save_png(f"{options.sheet}/{name}.png", grid(to_uint8(images[:80][order]), columns=8, enlarge=3))
+            save_png(f"{options.sheet}/{name}.png", sheet(in_rows(to_uint8(images[:80][order]), 8)))
         if options.blind and not setting:
             chosen = np.random.default_rng(options.seed).permutation(options.num)[:50]
-            save_png(options.blind, grid(to_uint8(images[chosen]), columns=10, enlarge=4))
+            save_png(options.blind, sheet(in_rows(to_uint8(images[chosen]), 10), cell=128))
             print("blind sheet, row by row: " + ", ".join(model.classes[labels[i]] for i in chosen))
 
 

@@ -23,11 +23,12 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 import robustsynth as rs
 from robustsynth.fills import fill
-from robustsynth.images import as_tensor, grid, load_picture, save_png, to_uint8
+from robustsynth.images import as_tensor, read_image, save_png, to_uint8
 from robustsynth.masks import random_patch_masks
 from robustsynth.models.class_names import matching_class
 from robustsynth.randomness import image_generators
 from robustsynth.resampling import back_project, resample
+from robustsynth.sheet import in_rows, sheet
 from robustsynth.tasks.running import predict
 
 
@@ -82,7 +83,7 @@ class Bench:
     def sheet(self, name: str, *columns: Tensor) -> None:
         """Twelve rows at most of pictures side by side."""
         mixed = torch.stack([c[:12] for c in columns], 1).flatten(0, 1)
-        save_png(self.sheets / f"{name}.png", grid(to_uint8(mixed), columns=2 * len(columns)))
+        save_png(self.sheets / f"{name}.png", sheet(in_rows(to_uint8(mixed), 2 * len(columns))))
 
 
 def upscaling(bench: Bench) -> None:
@@ -167,7 +168,7 @@ def sketches(bench: Bench) -> None:
     files = sorted(Path(bench.sketches).glob("*.png"))
     labels = [matching_class_or_none(file.stem, bench.model.classes) for file in files]
     known = [(file, label) for file, label in zip(files, labels, strict=True) if label is not None]
-    drawings = as_tensor([load_picture(file) for file, _ in known])
+    drawings = as_tensor([read_image(file).pixels for file, _ in known])
     wanted = torch.tensor([label for _, label in known])
     made, seconds = bench.timed(rs.sketch, drawings, wanted, **bench.given)
     hits = bench.judged(made) == wanted

@@ -19,8 +19,9 @@ from robustsynth import animations
 from robustsynth.animations import Recorder, check_animation, save_animation
 from robustsynth.constraints import L2Ball
 from robustsynth.errors import UserError
-from robustsynth.images import grid, save_gif, to_picture, to_uint8
-from robustsynth.loop import Problem, Step, pgd
+from robustsynth.images import to_pil, to_uint8
+from robustsynth.loop import Problem, pgd_steps
+from robustsynth.sheet import MARGIN, sheet
 
 av = pytest.importorskip("av")
 
@@ -61,7 +62,7 @@ def read_mp4(path: Path) -> tuple[list[tuple[np.ndarray, float]], float]:
 @pytest.mark.parametrize("frames", [1, 2, 6])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gifs_hold_every_frame(tmp_path, frames, channels):
-    save_gif(tmp_path / "a.gif", flat(frames, (4, 5, channels)))
+    save_animation(tmp_path / "a.gif", flat(frames, (4, 5, channels)))
     found = read_gif(tmp_path / "a.gif")
     assert len(found) == frames
     for (got, _), wanted in zip(found, flat(frames, (4, 5, channels)), strict=True):
@@ -80,23 +81,23 @@ def test_frames_of_a_gif_take_their_share_of_the_time(tmp_path):
 def test_gifs_of_photographs_are_dithered_and_their_paper_stays_white(tmp_path):
     few = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     sky = np.asarray(Image.fromarray(few).resize((64, 64), Image.Resampling.BICUBIC))
-    sheet = grid(sky[None], columns=1, border=3)
-    save_gif(tmp_path / "a.gif", [sheet])
+    drawn = sheet([[sky]], cell=64)
+    save_animation(tmp_path / "a.gif", [drawn])
     ((got, _),) = read_gif(tmp_path / "a.gif")
-    assert bool((got[(sheet == 255).all(2)] == 255).all())
+    assert bool((got[(drawn == 255).all(2)] == 255).all())
 
     def far(image: np.ndarray) -> float:
         """As seen from a distance at which 4×4 pixels are one."""
-        difference = image[3:67, 3:67] - sky.astype(float)
+        difference = image[MARGIN:-MARGIN, MARGIN:-MARGIN] - sky.astype(float)
         return np.abs(difference.reshape(16, 4, 16, 4, 3).mean((1, 3))).mean()
 
-    banded = np.asarray(to_picture(sheet).quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGB"))
+    banded = np.asarray(to_pil(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGB"))
     assert far(got) < 0.5 * far(banded)
 
 
 def test_each_frame_of_a_gif_has_its_own_colours(tmp_path):
     frames = [smooth() // 2, 255 - smooth() // 2]
-    save_gif(tmp_path / "a.gif", frames)
+    save_animation(tmp_path / "a.gif", frames)
     for (got, _), wanted in zip(read_gif(tmp_path / "a.gif"), frames, strict=True):
         assert np.abs(got.astype(int) - wanted).mean() < 6
 
@@ -225,9 +226,9 @@ def test_without_av_the_way_out_is_said_before_and_after(tmp_path, monkeypatch):
 # Recording
 
 
-def numbered(index: int, count: int = 1) -> torch.Tensor:
-    """Images of one pixel, in which the byte is the index."""
-    return torch.full((count, 1, 1, 1), index / 255)
+def numbered(index: int) -> torch.Tensor:
+    """An image of one pixel, in which the byte is the index."""
+    return torch.full((1, 1, 1), index / 255)
 
 
 def bytes_of(frames: list[np.ndarray]) -> list[int]:
@@ -250,32 +251,26 @@ def test_frames_are_even_and_the_first_and_last_among_them(steps, most, reached)
         assert not len(gaps) or gaps.max() - gaps.min() <= 1
 
 
-def test_a_recorder_follows_a_run_in_batches():
-    start = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    recorder = Recorder(steps=20, frames=4)
-    ends = []
-    for places in ((0, 1, 2), (3, 4)):
-        # Filled up to one size, as the tasks' batches are.
-        batch = start[[*places, *places[-1:] * (3 - len(places))]]
-        problem = Problem(batch, lambda x: x.sum((1, 2, 3)), L2Ball(2.0))
-        step = lambda step, places=places: recorder(places, step)  # noqa: E731
-        ends.append(pgd(problem, step_size=0.1, steps=20, use_best=False, on_step=step)[: len(places)])
-    together = recorder.frames_together()
-    assert [frame.shape for frame in together] == [(5, 4, 4, 3)] * 4
-    assert np.array_equal(together[0], to_uint8(start))
-    assert np.array_equal(together[-1], to_uint8(torch.cat(ends)))
-    for place in range(5):
-        assert np.array_equal(np.stack(recorder.frames(place)), np.stack(together)[:, place])
+def test_a_recorder_follows_a_run():
+    start = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    recorders = [Recorder(steps=20, frames=4) for _ in start]
+    images = start
+    for step in pgd_steps(Problem(start, lambda x: x.sum((1, 2, 3)), L2Ball(2.0)), step_size=0.1, steps=20):
+        images = step.images
+        for recorder, image in zip(recorders, images, strict=True):
+            recorder.add(step.index, image)
+    for place, recorder in enumerate(recorders):
+        frames = recorder.frames()
+        assert len(frames) == 4
+        assert np.array_equal(frames[0], to_uint8(start)[place])
+        assert np.array_equal(frames[-1], to_uint8(images)[place])
 
 
-def test_an_image_that_stops_earlier_stays_as_it_was():
+def test_a_run_that_stops_early_ends_as_it_was():
     recorder = Recorder(steps=10, frames=3)
-    for index in range(11):
-        recorder.add(index, numbered(index), places=[0])
     for index in range(8):
-        recorder.add(index, numbered(index + 100), places=[1])
-    assert bytes_of(recorder.frames(1)) == [100, 105, 107]
-    assert [frame.ravel().tolist() for frame in recorder.frames_together()] == [[0, 100], [5, 105], [5, 107], [10, 107]]
+        recorder.add(index, numbered(index + 100))
+    assert bytes_of(recorder.frames()) == [100, 105, 107]
 
 
 def test_what_was_added_again_is_replaced():
@@ -286,19 +281,12 @@ def test_what_was_added_again_is_replaced():
     assert bytes_of(recorder.frames()) == [0, 1, 2, 3, 99]
 
 
-def test_only_so_many_images_are_kept():
-    recorder = Recorder(steps=1, images=2)
-    recorder(range(4), Step(0, numbered(3, count=4), torch.zeros(4)))
-    assert [frame.shape for frame in recorder.frames_together()] == [(2, 1, 1, 1)]
-    assert recorder.frames(3) == []
-
-
 def test_nothing_recorded_is_no_frame():
     recorder = Recorder(steps=5)
-    assert recorder.frames() == recorder.frames_together() == []
+    assert recorder.frames() == []
 
 
-@pytest.mark.parametrize("values", [{"steps": -1}, {"steps": 3, "frames": 1}, {"steps": 3, "images": 0}])
+@pytest.mark.parametrize("values", [{"steps": -1}, {"steps": 3, "frames": 1}])
 def test_a_recorder_of_nothing_is_refused(values):
     with pytest.raises(UserError, match="expected 0 or more steps"):
         Recorder(**values)

@@ -19,7 +19,7 @@ from robustsynth.cli import main
 from robustsynth.cli.generate import command as generate_command
 from robustsynth.cli.options import attribute_help, parse_classes
 from robustsynth.errors import UserError
-from robustsynth.images import load_picture
+from robustsynth.images import read_image
 from robustsynth.tasks import samples
 from robustsynth.tasks.settings import GenerateSettings
 
@@ -74,7 +74,7 @@ def test_both_formats_hold_the_same_pictures(tiny_folder, tmp_path):
         draw(tiny_folder, tmp_path / file_format, "--format", file_format, "--num", "5")
     with np.load(tmp_path / "npz" / "samples.npz") as opened:
         for i, image in enumerate(opened["arr_0"]):
-            assert np.array_equal(image, load_picture(tmp_path / "png" / f"{i:06d}.png"))
+            assert np.array_equal(image, read_image(tmp_path / "png" / f"{i:06d}.png").pixels)
 
 
 def test_eight_images_a_class_if_nothing_is_said(tiny_folder, tmp_path):

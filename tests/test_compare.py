@@ -18,13 +18,13 @@ import robustsynth as rs
 from conftest import TINY_CLASSES, make_model_folder
 from robustsynth.cli import main
 from robustsynth.errors import UserError
-from robustsynth.images import load_picture, to_uint8
+from robustsynth.images import read_image, to_uint8
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model, save_model
+from robustsynth.sheet import MARGIN
 from robustsynth.tasks import compare as comparing
 from robustsynth.tasks.compare import draw_in_turns
-from robustsynth.tasks.compare_figure import BELOW_STARTS, MARGIN, MOST_BANDS, Row, comparison_figure
 from robustsynth.tasks.compare_plan import distinct, plan_comparison, shared_classes
 from robustsynth.tasks.compare_report import comparison_table, draw_figure, write_comparison
 
@@ -337,7 +337,7 @@ def test_the_command_writes_a_figure_a_table_and_its_settings(folders, tmp_path)
         "class seeds of robust",
     ):
         assert said in table
-    assert load_picture(tmp_path / "out" / "figure.png").shape[1] > 6 * 96
+    assert read_image(tmp_path / "out" / "figure.png").pixels.shape[1] > 6 * 96
 
 
 def test_drawn_again_it_is_the_same_and_another_is_not_written_over_it(folders, tmp_path):
@@ -473,58 +473,6 @@ def test_names_are_as_short_as_they_can_be(names, expected):
 
 
 # ---- the figure ----------------------------------------------------------------------------------------------------
-
-
-def flat(value: int, side: int = 32, channels: int = 3) -> np.ndarray:
-    return np.full((side, side, channels), value, np.uint8)
-
-
-def holds(sheet: np.ndarray, picture: np.ndarray, cell: int) -> int:
-    """How many cells of one colour a sheet has."""
-    return int((sheet == picture[0, 0, 0]).all(2).sum()) // cell**2
-
-
-@pytest.mark.parametrize(
-    ("classes", "each", "side", "bands"),
-    [(3, 1, 32, 1), (10, 2, 32, 2), (10, 1, 32, 1), (10, 1, 128, 2), (1, 40, 32, 1), (4, 1, 400, 1), (300, 2, 32, 12)],
-)
-def test_bands_fit_a_page(classes, each, side, bands):
-    names = [f"class {i}" for i in range(classes) for _ in range(each)]
-    rows = [Row("start", (), [flat(37, side)] * len(names)), Row("model", ("robust",), [flat(91, side)] * len(names))]
-    sheet = comparison_figure(rows, names, "A note.")
-    cell = 96 if side == 32 else min(side, 224)
-    assert sheet.shape[1] <= 1500
-    assert bands <= MOST_BANDS
-    assert bands * (2 * cell + BELOW_STARTS) < sheet.shape[0] < bands * (2 * cell + 60) + 3 * MARGIN + 20
-    shown = holds(sheet, flat(37), cell)
-    assert shown == holds(sheet, flat(91), cell)
-    assert (shown == len(names)) == (len(names) <= 20)
-
-
-def test_what_is_left_out_of_a_figure_is_said():
-    few = comparison_figure([Row("start", (), [flat(9)] * 12)], ["cat"] * 12, "Note.")
-    many = comparison_figure([Row("start", (), [flat(9)] * 40)], ["cat"] * 40, "Note.")
-    assert few.shape == many.shape
-    assert not np.array_equal(few[-30:], many[-30:])
-
-
-def test_pictures_of_other_sizes_share_a_cell_and_missing_ones_leave_it_empty():
-    rows = [Row("start", (), [flat(50, 28), flat(50, 28)]), Row("large", (), [flat(70, 128, 1), None])]
-    sheet = comparison_figure(rows, ["0", "1"])
-    # Letters have a pixel or two of any grey.
-    assert 2 * 112**2 <= (sheet == 50).all(2).sum() < 2 * 112**2 + 99
-    assert 128**2 <= (sheet == 70).all(2).sum() < 128**2 + 99
-    assert (sheet == 245).all(2).sum() >= 128**2
-
-
-def test_long_names_are_wrapped_not_cut():
-    names = ["a-very-long-class-name-of-some-collection, also known otherwise"]
-    row = Row("someone-or-other/resnet18-robust-at-eps-3-second-attempt", ("robust",) * 20, [flat(50)])
-    sheet = comparison_figure([row], names)
-    assert sheet.shape[0] > 96 + 5 * 16
-    assert sheet.shape[1] < 96 + 190 + 60
-    margins = np.concatenate([sheet[:, :MARGIN].ravel(), sheet[:, -MARGIN:].ravel()])
-    assert (margins == 255).all()
 
 
 def test_the_figure_shows_each_models_pictures_below_the_starts(load):

@@ -116,7 +116,7 @@ WHOLE = encoded(Image.fromarray(noise(30, 30, 3))).content
         (encoded(Image.new("F", (4, 4)), "TIFF").content, "floating-point"),
         (encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF").content, "beyond 16 bits"),
         (b"", "an empty file"),
-        (b"\0\0\0\x18ftypheic" + bytes(20), "an HEIC picture"),
+        (b"\0\0\0\x18ftypheic" + bytes(20), "an HEIC image"),
         (encoded(Image.new("1", (8001, 8000))).content, "8001×8000 = 64 million pixels, above the limit"),
     ],
     ids=["null", "text", "truncated", "float", "32 bits", "empty", "HEIC", "large"],

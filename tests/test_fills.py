@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustsynth import diffusion
-from robustsynth.diffusion import diffuse
+from robustsynth import fills
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.fills import DEFAULT, FILLS, edge_tensors, fill
+from robustsynth.fills import DEFAULT, FILLS, diffuse, edge_tensors, fill
 from robustsynth.masks import random_patch_masks
 from robustsynth.randomness import image_generators
 
@@ -116,7 +115,7 @@ def test_large_holes_are_solved_as_exactly_as_small_ones(guided, name, monkeypat
     values, unknown = blurred(4)[0].double(), MASKS[name][0].reshape(40, 40) > 0
     tensors = edge_tensors(values, unknown) if guided else None
     direct = diffuse(values, unknown, tensors)
-    monkeypatch.setattr(diffusion, "DIRECT", 100)
+    monkeypatch.setattr(fills, "DIRECT", 100)
     assert diffuse(values, unknown, tensors) == pytest.approx(direct.numpy(), abs=1e-4)
 
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from robustsynth.tasks.job import GenerateJob
+from robustsynth.tasks.scales import CoarseToFine, check_scales
 from torch import nn
 
 import robustsynth as rs
@@ -23,16 +25,22 @@ from conftest import make_model_folder, pictures_of_classes, png
 from robustsynth.cli import main
 from robustsynth.constraints import L2Ball, ball
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.seeds import MIXTURES_FILE, TENSORS, ClassMixtures, add_mixtures, fit_class_mixtures
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model
 from robustsynth.objectives import CrossEntropy, Ensemble, MixedCrossEntropy
 from robustsynth.randomness import image_generators
-from robustsynth.seeds import SEEDS_FILE, ClassSeeds, fit_class_seeds
+from robustsynth.seeds import (
+    MIXTURES_FILE,
+    SEEDS_FILE,
+    TENSORS,
+    ClassMixtures,
+    ClassSeeds,
+    add_mixtures,
+    fit_class_mixtures,
+    fit_class_seeds,
+)
 from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.job import GenerateJob
-from robustsynth.tasks.scales import CoarseToFine, check_scales
 from robustsynth.tasks.targets import check_targets, main_classes, named, parse_mix
 
 FIXED = {"precision": "float32", "batch_size": 4}
@@ -481,9 +489,9 @@ def test_mixes_on_the_command_line(tiny, tiny_folder, tmp_path):
     assert record_of(out)["classes"] == ["ship:0.75,cat:0.25", "t-shirt:1"]
     weights = torch.tensor([[0.25, 0.75, 0]] * 3 + [[0, 0, 1.0]] * 2)
     expected = rs.images.to_uint8(generate(tiny, weights, **FIXED))
-    pictures = [rs.images.load_picture(out / f"{i:06d}.png") for i in range(5)]
+    pictures = [rs.images.read_image(out / f"{i:06d}.png").pixels for i in range(5)]
     assert np.array_equal(np.stack(pictures), expected)
-    assert rs.images.load_picture(out / "grid.png").shape[0] > 2 * 16, "a row for each mix"
+    assert rs.images.read_image(out / "grid.png").pixels.shape[0] > 2 * 16, "a row for each mix"
     assert "other settings (classes, labels_sha256)" in draw(tiny_folder, out, "--mix", "ship:1", "--num", "5", code=2)
     assert "--classes or --mix, got both" in draw(
         tiny_folder, tmp_path / "b", "--classes", "cat", "--mix", "cat:1", code=2
@@ -502,7 +510,7 @@ def test_ensembles_on_the_command_line(tiny, other, tiny_folder, other_folder, d
     assert [member["name"] for member in record_of(out)["ensemble"]] == ["other"]
     assert record_of(out)["ensemble"][0]["sha256"] == other.card.sha256["model.safetensors"]
     expected = rs.images.to_uint8(generate(tiny, [0, 0], ensemble=[other], **FIXED))
-    assert np.array_equal(rs.images.load_picture(out / "000001.png"), expected[1])
+    assert np.array_equal(rs.images.read_image(out / "000001.png").pixels, expected[1])
     refused = draw(tiny_folder, out, "--classes", "cat", "--num", "2", code=2)
     assert "other settings (ensemble)" in refused
     assert "same classes" in draw(tiny_folder, tmp_path / "b", "--ensemble", digits_folder, code=2)

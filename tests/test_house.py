@@ -18,8 +18,8 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "presets", "pictures", "rendezvous"},
-    {"randomness", "resampling", "marks", "masks", "diffusion", "fills", "constraints", "loop", "images", "animations"}
+    {"errors", "files", "presets", "rendezvous"},
+    {"randomness", "resampling", "images", "animations", "sheet", "masks", "fills", "constraints", "loop"}
     | {"processes", "memory"},
     {"models", "data"},
     {"objectives", "seeds", "mixtures", "solver", "run_folder"},

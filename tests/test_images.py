@@ -1,4 +1,4 @@
-"""Pictures in and out of files, and files that are never half written."""
+"""Images in any form in, PNG files out, and files that are never half written."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from PIL import Image, ImageOps
 from robustsynth.errors import UnknownNameError, UserError, closest_first
 from robustsynth.files import sha256, write_json, written_beside
 from robustsynth.images import (
+    as_images,
     as_tensor,
-    display_scale,
-    grid,
-    load_picture,
-    load_picture_with_notes,
-    picture_files,
+    image_files,
+    load_image,
+    plain_pixels,
+    png_text,
+    read_image,
     save_png,
+    to_pil,
     to_uint8,
 )
 
@@ -38,9 +40,9 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pngs_keep_every_byte(tmp_path, channels):
-    picture = RANDOM.integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    save_png(tmp_path / "a.png", picture)
-    assert np.array_equal(load_picture(tmp_path / "a.png", channels=channels), picture)
+    image = RANDOM.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    save_png(tmp_path / "a.png", image)
+    assert np.array_equal(read_image(tmp_path / "a.png", channels=channels).pixels, image)
     assert os.listdir(tmp_path) == ["a.png"]
 
 
@@ -58,37 +60,37 @@ def test_bytes_are_rounded_to_the_nearest(value):
 
 def test_transparency_lies_on_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert bool((load_picture(tmp_path / "clear.png") == 255).all())
+    assert bool((read_image(tmp_path / "clear.png").pixels == 255).all())
 
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     Image.fromarray(np.array([[0, 257, 65535, 32896]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert load_picture(tmp_path / "deep.png", channels=1).ravel().tolist() == [0, 1, 255, 128]
+    assert read_image(tmp_path / "deep.png", channels=1).pixels.ravel().tolist() == [0, 1, 255, 128]
 
 
-def test_pictures_are_turned_as_their_exif_data_say(tmp_path):
-    picture = Image.fromarray(RANDOM.integers(0, 256, (4, 8, 3), dtype=np.uint8))
+def test_images_are_turned_as_their_exif_data_say(tmp_path):
+    image = Image.fromarray(RANDOM.integers(0, 256, (4, 8, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: a quarter turn.
-    picture.save(tmp_path / "turned.png", exif=exif)
-    assert load_picture(tmp_path / "turned.png").shape == (8, 4, 3)
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert read_image(tmp_path / "turned.png").pixels.shape == (8, 4, 3)
 
 
 def test_size_crops_the_middle(tmp_path):
     wide = np.zeros((8, 24, 3), dtype=np.uint8)
     wide[:, 8:16] = 200
     save_png(tmp_path / "wide.png", wide)
-    got = load_picture(tmp_path / "wide.png", size=8)
+    got = read_image(tmp_path / "wide.png", size=8).pixels
     assert got.shape == (8, 8, 3)
     assert bool((got == 200).all())
 
 
-# Pictures as people have them
+# Images as people have them
 
 
-def saved(picture: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -115,10 +117,10 @@ def animated(kind: str, count: int = 12) -> bytes:
 
 
 def half_clear_palette() -> bytes:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([200, 0, 0, 0, 0, 200])
-    picture.putpixel((1, 0), 1)
-    return saved(picture, "PNG", transparency=bytes([255, 0]))
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.putpixel((1, 0), 1)
+    return saved(image, "PNG", transparency=bytes([255, 0]))
 
 
 RED = (200, 30, 30)
@@ -182,14 +184,20 @@ USUAL = {
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_pictures_of_any_kind_and_what_was_done_to_them(tmp_path, name):
+def test_images_of_any_kind_and_what_was_done_to_them(tmp_path, name):
     content, pixels, notes = USUAL[name]
-    (tmp_path / "picture.png").write_bytes(content)
-    picture, said = load_picture_with_notes(tmp_path / "picture.png")
-    assert said == notes
-    assert picture.dtype == np.uint8
-    assert np.abs(picture.reshape(-1, 3)[: len(pixels)].astype(int) - pixels).max() <= (6 if "JPEG" in name else 0)
-    assert np.array_equal(load_picture(tmp_path / "picture.png"), picture)
+    (tmp_path / "image.png").write_bytes(content)
+    image = read_image(tmp_path / "image.png")
+    assert list(image.notes) == notes
+    assert image.pixels.dtype == np.uint8
+    assert np.abs(image.pixels.reshape(-1, 3)[: len(pixels)].astype(int) - pixels).max() <= (6 if "JPEG" in name else 0)
+    assert np.array_equal(to_uint8(load_image(tmp_path / "image.png")[None])[0], image.pixels)
+    with Image.open(tmp_path / "image.png") as opened:
+        assert np.array_equal(plain_pixels(opened, channels=3), image.pixels)
+    with Image.open(tmp_path / "image.png") as opened:
+        again = read_image(opened)
+        assert again.notes == image.notes
+        assert np.array_equal(again.pixels, image.pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -198,9 +206,9 @@ def test_every_orientation_is_as_pillow_turns_it(tmp_path, orientation):
     stored.save(tmp_path / "a.png", exif=turned(orientation))
     with Image.open(tmp_path / "a.png") as opened:
         wanted = np.asarray(ImageOps.exif_transpose(opened))
-    picture, notes = load_picture_with_notes(tmp_path / "a.png")
-    assert np.array_equal(picture, wanted)
-    assert notes == (["turned upright"] if orientation > 1 else [])
+    image = read_image(tmp_path / "a.png")
+    assert np.array_equal(image.pixels, wanted)
+    assert image.notes == (("turned upright",) if orientation > 1 else ())
 
 
 @pytest.mark.parametrize(
@@ -217,10 +225,10 @@ def test_every_orientation_is_as_pillow_turns_it(tmp_path, orientation):
 )
 def test_changes_of_size_and_colour_are_said(tmp_path, shape, channels, size, notes):
     save_png(tmp_path / "a.png", np.full(shape, 90, np.uint8))
-    picture, said = load_picture_with_notes(tmp_path / "a.png", channels=channels, size=size)
-    assert said == notes
-    assert picture.shape == (size or 6, size or 6, channels)
-    assert bool((picture == 90).all())
+    image = read_image(tmp_path / "a.png", channels=channels, size=size)
+    assert list(image.notes) == notes
+    assert image.pixels.shape == (size or 6, size or 6, channels)
+    assert bool((image.pixels == 90).all())
 
 
 NOISE = Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -229,13 +237,13 @@ BROKEN = {
     "missing": (None, r"there is no file .*broken\.png"),
     "folder": (None, r"broken\.png is a folder; give a file in it"),
     "empty": (b"", r"broken\.png.*an empty file.*fetch it again"),
-    "text": (b"no picture", r"broken\.png.*no format that Pillow knows.*save it as PNG or JPEG"),
+    "text": (b"no image", r"broken\.png.*no format that Pillow knows.*save it as PNG or JPEG"),
     "truncated JPEG": (saved(NOISE, "JPEG")[:1500], r"broken\.png.*a truncated file.*fetch it again"),
     "truncated PNG": (saved(NOISE, "PNG")[:3000], r"broken\.png.*a truncated file.*fetch it again"),
     "truncated WebP": (saved(NOISE, "WEBP")[:500], r"broken\.png.*a damaged file.*fetch it again"),
-    "HEIC": (HEIC, r"broken\.png.*an HEIC picture, which Pillow does not read.*save it as JPEG or PNG"),
+    "HEIC": (HEIC, r"broken\.png.*an HEIC image, which Pillow does not read.*save it as JPEG or PNG"),
     "SVG": (b"<?xml version='1.0'?>\n<!-- a --><svg width='1'></svg>", r"broken\.png.*an SVG drawing.*export"),
-    "web page": (b"\n<!DOCTYPE html><html></html>", r"broken\.png.*a web page.*download the picture itself"),
+    "web page": (b"\n<!DOCTYPE html><html></html>", r"broken\.png.*a web page.*download the image itself"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", r"broken\.png.*LFS pointer.*git lfs pull"),
     "PDF": (b"%PDF-1.7\n", r"broken\.png.*a PDF document.*PNG"),
     "floats": (saved(Image.new("F", (4, 4)), "TIFF"), r"broken\.png.*floating-point values"),
@@ -244,8 +252,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize("load", [load_picture, load_picture_with_notes])
-def test_what_is_no_picture_is_named(tmp_path, kind, load):
+@pytest.mark.parametrize("load", [read_image, load_image, as_images])
+def test_what_is_no_image_is_named(tmp_path, kind, load):
     path = tmp_path / "broken.png"
     content, says = BROKEN[kind]
     if content is not None:
@@ -257,74 +265,162 @@ def test_what_is_no_picture_is_named(tmp_path, kind, load):
 
 
 def large_png(side: int) -> bytes:
-    """A whole picture, a bit a pixel, nearly all of it black."""
+    """A whole image, a bit a pixel, nearly all of it black."""
     return png_chunks(side, side, 1, 0, (bytes((side + 7) // 8) for _ in range(side)))
 
 
 @pytest.mark.parametrize("side", [8_001, 10_000, 20_000])
-def test_a_picture_too_large_to_decode_is_refused_by_its_header(tmp_path, monkeypatch, side):
+def test_an_image_too_large_to_decode_is_refused_by_its_header(tmp_path, monkeypatch, side):
     path = tmp_path / "large.png"
     path.write_bytes(large_png(side))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     before, began = Image.MAX_IMAGE_PIXELS, time.process_time()
     says = rf"large\.png.*{side}×{side} = {side**2 / 1e6:.0f} million pixels.*limit of 64 million.*scale it down"
     with pytest.raises(UserError, match=says):
-        load_picture(path)
+        read_image(path)
     assert time.process_time() - began < 0.5
     assert before == Image.MAX_IMAGE_PIXELS  # Pillow's own guard of whatever else the program opens
 
 
-def test_the_largest_picture_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("robustsynth.pictures.LARGEST", 64)
+def test_the_largest_image_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustsynth.images.LARGEST", 64)
     save_png(tmp_path / "fits.png", np.zeros((8, 8, 3), np.uint8))
-    assert load_picture(tmp_path / "fits.png").shape == (8, 8, 3)
+    assert read_image(tmp_path / "fits.png").pixels.shape == (8, 8, 3)
     save_png(tmp_path / "large.png", np.zeros((5, 13, 3), np.uint8))
     with pytest.raises(UserError, match="13×5"):
-        load_picture(tmp_path / "large.png")
+        read_image(tmp_path / "large.png")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP"]), data=st.data())
-def test_damage_anywhere_is_a_user_error_or_a_picture(tmp_path, kind, data):
+def test_damage_anywhere_is_a_user_error_or_an_image(tmp_path, kind, data):
     content = bytearray(saved(NOISE.resize((16, 16)), kind))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "a.png").write_bytes(content[: data.draw(st.integers(1, len(content)))])
     with contextlib.suppress(UserError):
-        assert load_picture(tmp_path / "a.png").shape[2] == 3
+        assert read_image(tmp_path / "a.png").pixels.shape[2] == 3
 
 
-def test_folders_of_pictures(tmp_path):
+# Anything that is an image
+
+
+PHOTO = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+FLOATS = torch.from_numpy(PHOTO).permute(2, 0, 1) / 255
+GREY = np.full((5, 7), 90, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        to_pil(PHOTO),
+        PHOTO,
+        PHOTO[None],
+        FLOATS.permute(1, 2, 0).numpy(),
+        FLOATS.permute(1, 2, 0).double().numpy(),
+        FLOATS,
+        FLOATS[None],
+        torch.from_numpy(PHOTO).permute(2, 0, 1),
+        torch.from_numpy(PHOTO).permute(2, 0, 1)[None],
+        [FLOATS],
+        ("path",),
+        "path",
+    ],
+)
+def test_any_form_of_an_image_is_the_same_batch(image, tmp_path):
+    save_png(tmp_path / "a.png", PHOTO)
+    if isinstance(image, str | tuple):
+        image = tmp_path / "a.png" if isinstance(image, str) else [str(tmp_path / "a.png")]
+    assert torch.equal(torch.as_tensor(as_images(image)), FLOATS[None])
+
+
+@pytest.mark.parametrize(
+    "image", [GREY, GREY[..., None], GREY.astype(np.float32) / 255, to_pil(GREY[..., None]), [GREY, GREY]]
+)
+def test_grey_is_taken_as_either(image):
+    for channels in (1, 3):
+        found = torch.as_tensor(as_images(image, channels=channels))
+        assert found.shape[1:] == (channels, 5, 7)
+        assert bool((found == 90 / 255).all())
+
+
+def test_images_of_several_sizes_are_a_list():
+    found = as_images([PHOTO, FLOATS[:, :4], to_pil(PHOTO)])
+    assert isinstance(found, list)
+    assert [image.shape for image in found] == [(3, 5, 7), (3, 4, 7), (3, 5, 7)]
+
+
+def test_tensors_keep_their_type_and_values():
+    assert as_images(FLOATS.double()).dtype == torch.float64
+    junk = FLOATS.clone()
+    junk[0, 0, 0] = 1e30
+    junk[0, 0, 1] = torch.nan
+    assert torch.equal(as_images(junk, any_values=True)[0].nan_to_num(), junk.nan_to_num())
+    assert as_images(FLOATS[None][:0]).shape == (0, 3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (255 * FLOATS, r"values in \[0, 1\], got .*divide 8-bit images by 255"),
+        (FLOATS * float("nan"), "got NaN"),
+        (FLOATS[:1], r"\(3, H, W\) or \(N, 3, H, W\), got \(1, 5, 7\)"),
+        (FLOATS[0], r"got \(5, 7\)"),
+        (FLOATS.permute(1, 2, 0)[None], "channels first"),
+        ((255 * FLOATS).long(), "uint8, or of floats.*got torch.int64"),
+        (FLOATS.numpy(), r"\(N, H, W, C\), got \(3, 5, 7\); move the channels to the end"),
+        (RANDOM.integers(0, 256, (4, 5, 7), dtype=np.uint8), r"got \(4, 5, 7\)"),
+        (GREY.astype(np.int64), "uint8, or of floats.*got int64"),
+        (PHOTO.astype(np.float32), "divide 8-bit images"),
+        ([], "an empty list"),
+        (3, "tensors or a list of these, got int"),
+        (None, "got NoneType"),
+        ("nowhere.png", "there is no file nowhere.png"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_a_line(image, says):
+    with pytest.raises(UserError, match=says) as error:
+        as_images(image)
+    assert "\n" not in str(error.value)
+
+
+def test_transparency_is_kept_beside_the_pixels():
+    clear = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
+    clear.putpixel((3, 1), (0, 0, 0, 100))
+    alpha = read_image(clear).alpha
+    assert alpha is not None
+    assert alpha.tolist() == [[255] * 4, [255, 255, 255, 100]]
+    assert read_image(Image.new("RGB", (4, 2))).alpha is None
+
+
+def test_pngs_say_what_they_were_told_and_their_pixels_do_not_depend_on_it(tmp_path):
+    text = {"class": "Straßenkäfer 猫", "settings": '{"steps": 3}', "seed": "0"}
+    save_png(tmp_path / "a.png", PHOTO, text=text)
+    save_png(tmp_path / "b.png", PHOTO)
+    assert png_text(tmp_path / "a.png") == text
+    assert png_text(tmp_path / "b.png") == {}
+    assert np.array_equal(read_image(tmp_path / "a.png").pixels, PHOTO)
+    to_pil(PHOTO).save(tmp_path / "a.jpg")
+    assert png_text(tmp_path / "a.jpg") == {}
+    with pytest.raises(UserError, match="there is no file"):
+        png_text(tmp_path / "c.png")
+
+
+def test_folders_of_images(tmp_path):
     for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert [p.name for p in picture_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [p.name for p in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
     (tmp_path / "c.png").mkdir()
-    assert [p.name for p in picture_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [p.name for p in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"found none$"):
-        picture_files(tmp_path / "empty")
+        image_files(tmp_path / "empty")
     for name in ("a.HEIC", "b.heic", "c.txt", "d"):
         (tmp_path / "empty" / name).touch()
     with pytest.raises(UserError, match=r"found none but 2 of \.heic, 1 of"):
-        picture_files(tmp_path / "empty")
+        image_files(tmp_path / "empty")
     with pytest.raises(UserError, match="there is no folder"):
-        picture_files(tmp_path / "nowhere")
-
-
-def test_grids_show_every_picture_in_its_place():
-    images = np.stack([np.full((3, 3, 1), 10 * (i + 1), np.uint8) for i in range(5)])
-    sheet = grid(images, columns=2, enlarge=2, border=1)
-    assert sheet.shape == (3 * 7 + 1, 2 * 7 + 1, 1)
-    for i in range(5):
-        top, left = 1 + i // 2 * 7, 1 + i % 2 * 7
-        assert bool((sheet[top : top + 6, left : left + 6] == 10 * (i + 1)).all())
-    assert bool((sheet[15:, 8:] == 255).all())
-
-
-@pytest.mark.parametrize("side", [1, 28, 32, 96, 97, 224])
-def test_small_pictures_are_enlarged(side):
-    assert display_scale(side) >= 1
-    assert side * display_scale(side) <= max(96, side)
+        image_files(tmp_path / "nowhere")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

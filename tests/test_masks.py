@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from robustsynth import pictures
+from robustsynth import images
 from robustsynth.errors import UserError
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
 from robustsynth.randomness import generator, image_generators
@@ -169,7 +169,7 @@ def test_files_that_are_no_pictures(read, tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
     with pytest.raises(UserError, match=r"cut\.png.*cannot be read"):
         read(tmp_path / "cut.png")
-    monkeypatch.setattr(pictures, "LARGEST", 100)
+    monkeypatch.setattr(images, "LARGEST", 100)
     with pytest.raises(UserError, match="million pixels"):
         read(whole)
 
@@ -209,7 +209,7 @@ def test_rectangles(rectangle):
         ("5,5,0,4", "at least 1×1"),
         ("5,5,4,-1", "at least 1×1"),
         ("-1,0,4,4", "columns -1 to 3"),
-        ("50,0,11,4", "within the picture's 60×40"),
+        ("50,0,11,4", "within the image's 60×40"),
         ("0,37,4,4", "rows 37 to 41"),
         ("0,0,60,40", "leaves pixels"),
     ],

@@ -12,14 +12,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
-from robustsynth.errors import UserError
-from robustsynth.images import load_picture, to_uint8
-from robustsynth.models.files import load_model
-from robustsynth.tasks import samples as samples_module
-from robustsynth.tasks.generate import generate, resolve_generate
 from robustsynth.tasks.job import GenerateJob, spread_labels
 from robustsynth.tasks.samples import NpzSamples, PngSamples
+
+from robustsynth.errors import UserError
+from robustsynth.images import read_image, to_uint8
+from robustsynth.models.files import load_model
+from robustsynth.sheet import GAP, MARGIN
+from robustsynth.tasks import samples as samples_module
+from robustsynth.tasks.generate import generate, resolve_generate
 
 SHAPE = (4, 4, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, *SHAPE), dtype=np.uint8)
@@ -37,7 +38,7 @@ def content(out) -> np.ndarray:
     if (out / "samples.npz").exists():
         with np.load(out / "samples.npz") as opened:
             return opened["arr_0"]
-    return np.stack([load_picture(p) for p in sorted(out.glob("0*.png"))])
+    return np.stack([read_image(p).pixels for p in sorted(out.glob("0*.png"))])
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -156,23 +157,24 @@ def test_settings_say_all_that_a_repetition_needs(tiny, tiny_folder, tmp_path):
 
 def test_the_grid_has_a_row_for_each_class(tiny, tmp_path):
     job(tiny, tmp_path).run()
-    sheet = load_picture(tmp_path / "grid.png")
-    scale = 96 // 16
-    assert sheet.shape == (3 * (16 * scale + 2) + 2, 2 * (16 * scale + 2) + 2, 3)
+    sheet = read_image(tmp_path / "grid.png").pixels
+    scale, step = 96 // 16, 96 + GAP
+    first = sheet.shape[1] - MARGIN - 2 * step + GAP  # the classes' names stand before the images
+    assert sheet.shape[0] == 3 * step - GAP + 2 * MARGIN
     for row, (left, right) in enumerate([(0, 1), (2, 3), (4, None)]):
         for column, index in enumerate((left, right)):
-            top, start = 2 + row * (16 * scale + 2), 2 + column * (16 * scale + 2)
+            top, start = MARGIN + row * step, first + column * step
             tile = sheet[top : top + 16 * scale : scale, start : start + 16 * scale : scale]
             if index is None:
                 assert bool((tile == 255).all()), "a class with an image fewer leaves white"
             else:
-                assert np.array_equal(tile, load_picture(tmp_path / f"{index:06d}.png"))
+                assert np.array_equal(tile, read_image(tmp_path / f"{index:06d}.png").pixels)
 
 
 def test_grids_of_grey_pictures(digits_folder, tmp_path):
     job(load_model(digits_folder, device="cpu"), tmp_path, labels=(3, 8)).run()
-    assert load_picture(tmp_path / "000001.png", channels=1).shape == (28, 28, 1)
-    assert load_picture(tmp_path / "grid.png", channels=1).shape[2] == 1
+    assert read_image(tmp_path / "000001.png", channels=1).pixels.shape == (28, 28, 1)
+    assert read_image(tmp_path / "grid.png", channels=1).pixels.shape[2] == 1
 
 
 class Killed(BaseException):

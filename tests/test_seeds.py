@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from conftest import pictures_of_classes
 from robustsynth import randomness
 from robustsynth.errors import UserError
-from robustsynth.seeds import fit_class_mixtures
 from robustsynth.randomness import generator, image_generators
 from robustsynth.seeds import (
     RIDGE,
     SEED_KINDS,
     SEEDS_FILE,
     ClassSeeds,
+    fit_class_mixtures,
     fit_class_seeds,
     from_frequencies,
     sample_seeds,

@@ -15,7 +15,7 @@ from robustsynth.cli import main
 from robustsynth.cli.stopping import STOPPED, stoppable
 from robustsynth.cli.trajectories import Trajectories
 from robustsynth.errors import UserError
-from robustsynth.images import load_picture, save_png
+from robustsynth.images import read_image, save_png
 from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.generate import resolve_generate
 from robustsynth.tasks.job import GenerateJob
@@ -43,7 +43,9 @@ def test_a_stopped_job_keeps_what_was_under_way_and_goes_on_to_the_same_bytes(ti
     assert not job(tiny, out).run(on_step=lambda indices, step: not (2 in indices and step.index == 2))
     assert sorted(os.listdir(out)) == ["000000.png", "000001.png", "grid.png", "settings.json", "unfinished"]
     assert sorted(os.listdir(out / "unfinished")) == ["000002.png", "000003.png"]
-    there, final = (load_picture(p) for p in (out / "unfinished" / "000002.png", tmp_path / "whole" / "000002.png"))
+    there, final = (
+        read_image(p).pixels for p in (out / "unfinished" / "000002.png", tmp_path / "whole" / "000002.png")
+    )
     assert there.shape == final.shape
     assert not np.array_equal(there, final)
     again = job(tiny, out)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustsynth.errors import UserError
-from robustsynth.pictures import LARGEST
+from robustsynth.images import LARGEST
 from robustsynth.tasks.views import VIEWS, Shifted, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
 
 # So that no picture takes more views than are allowed.

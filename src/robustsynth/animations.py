@@ -1,100 +1,74 @@
-"""Runs as animations: frames collected evenly on the way, written as GIF or MP4."""
+"""Animations: frames collected evenly while an image is optimised, written as GIF or MP4."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
-from robustsynth.images import HOLD, save_gif, to_uint8
-from robustsynth.loop import Step
+from robustsynth.images import to_pil, to_uint8
 
 ENDINGS = (".gif", ".mp4")
 
+HOLD = 1.5
+"""Seconds for which an animation's last frame is shown."""
+
 
 class Recorder:
-    """Collects at most so many frames of a run, evenly spread over its steps, the first and the last among them.
+    """Collects at most so many frames of one image, evenly spread over the steps, the first and the last among them.
 
-    It is called with every step: hand it over as a task's ``on_step``. Batches may come one after another, and a run
-    may stop early: the last that each image was seen as is kept.
+    Where the steps end early, the last that it was given is kept.
 
     Args:
         steps: T of the run, whose steps are numbered 0 to T.
         frames: the most to keep, 2 or more.
-        images: only so many images, by their place in the job; None for all.
 
     Raises:
-        UserError: fewer than 2 frames, or a count below its least.
+        UserError: fewer than 2 frames or 0 steps.
 
     Example:
         >>> import torch
         >>> recorder = Recorder(steps=100, frames=5)
         >>> for index in range(101):
-        ...     recorder.add(index, torch.full((1, 1, 2, 2), index / 100))
+        ...     recorder.add(index, torch.full((1, 2, 2), index / 100))
         >>> [int(frame[0, 0, 0]) for frame in recorder.frames()]
         [0, 64, 128, 191, 255]
     """
 
-    def __init__(self, steps: int, *, frames: int = 60, images: int | None = None) -> None:
-        if steps < 0 or frames < 2 or (images is not None and images < 1):
-            raise UserError(
-                "expected 0 or more steps, 2 or more frames and 1 or more images, "
-                f"got steps={steps}, frames={frames}, images={images}"
-            )
+    def __init__(self, steps: int, *, frames: int = 60) -> None:
+        if steps < 0 or frames < 2:
+            raise UserError(f"expected 0 or more steps and 2 or more frames, got steps={steps}, frames={frames}")
         count = min(frames, steps + 1)
         self.wanted = {round(k * steps / max(1, count - 1)) for k in range(count)}
-        self.images = images
-        self._kept: dict[int, dict[int, np.ndarray]] = {}
-        self._latest: dict[int, tuple[int, Tensor]] = {}
+        self._kept: dict[int, np.ndarray] = {}
+        self._latest: tuple[int, Tensor] | None = None
 
-    def __call__(self, places: Sequence[int], step: Step) -> None:
-        """Add one step of a batch, as a task's ``on_step``."""
-        self.add(step.index, step.images, places)
+    def add(self, index: int, image: Tensor) -> None:
+        """Add the image (C, H, W) in [0, 1] as it is after step `index`; what was added for that step is replaced.
 
-    def add(self, index: int, images: Tensor, places: Sequence[int] | None = None) -> None:
-        """Add step `index` of some images; what it was before is replaced.
-
-        Args:
-            index: of the step; those between the ones wanted are kept only while they are the latest.
-            images: (n, C, H, W) in [0, 1]; what is beyond `places` pads a batch and is left out.
-            places: of the images in the job; 0 to n - 1 where None.
+        Between the steps that are wanted it is kept only while it is the latest.
         """
-        for place, image in zip(range(len(images)) if places is None else places, images, strict=False):
-            if self.images is not None and place >= self.images:
-                continue
-            if index in self.wanted:
-                self._kept.setdefault(place, {})[index] = to_uint8(image[None])[0]
-                self._latest.pop(place, None)
-            else:
-                self._latest[place] = (index, image)
+        if index in self.wanted:
+            self._kept[index] = to_uint8(image[None])[0]
+            self._latest = None
+        else:
+            self._latest = (index, image)
 
-    def frames(self, place: int = 0) -> list[np.ndarray]:
-        """The frames (H, W, C) in uint8 of one image; empty if none was added at that place."""
-        return [frame for _, frame in sorted(self._seen(place).items())]
-
-    def frames_together(self) -> list[np.ndarray]:
-        """The frames (N, H, W, C) of all images, which have one size; one that stopped earlier stays as it was."""
-        seen = [self._seen(place) for place in sorted({*self._kept, *self._latest})]
-        indices = sorted({index for kept in seen for index in kept})
-        return [np.stack([_as_of(kept, index) for kept in seen]) for index in indices]
-
-    def _seen(self, place: int) -> dict[int, np.ndarray]:
-        kept = dict(self._kept.get(place, {}))
-        if place in self._latest:
-            index, image = self._latest[place]
+    def frames(self) -> list[np.ndarray]:
+        """uint8 (H, W, C) of each frame; none if nothing was added."""
+        kept = dict(self._kept)
+        if self._latest is not None:
+            index, image = self._latest
             kept[index] = to_uint8(image[None])[0]
-        return kept
-
-
-def _as_of(kept: dict[int, np.ndarray], index: int) -> np.ndarray:
-    """The last frame up to `index`; the first there is where all are later."""
-    return kept[max((i for i in kept if i <= index), default=min(kept))]
+        return [frame for _, frame in sorted(kept.items())]
 
 
 def check_animation(path: Path | str) -> None:
@@ -115,8 +89,8 @@ def check_animation(path: Path | str) -> None:
 def save_animation(path: Path | str, frames: Iterable[np.ndarray], *, seconds: float = 4.0) -> None:
     """Write frames as an animation that takes `seconds`, its last frame held for `HOLD` more.
 
-    An MP4 (H.264, 4:2:0) is far smaller and has all colours, but is a film that ends; a GIF plays anywhere, for ever.
-    The frames of an MP4 are taken one at a time, those of a GIF are held at a byte a pixel.
+    An MP4 (H.264, 4:2:0) is far smaller and has all colours, but plays once; a GIF plays anywhere, for ever. The frames
+    of an MP4 are taken one at a time, those of a GIF are held at a byte a pixel.
 
     Args:
         path: ends in ``.gif`` or ``.mp4``; the latter needs the package ``av``.
@@ -124,7 +98,7 @@ def save_animation(path: Path | str, frames: Iterable[np.ndarray], *, seconds: f
         seconds: for all frames together.
 
     Raises:
-        UserError: another ending, no ``av``, no frames, or frames that are not pictures of one size.
+        UserError: another ending, no ``av``, no frames, or frames that are not images of one size.
 
     Example:
         >>> import tempfile
@@ -136,11 +110,12 @@ def save_animation(path: Path | str, frames: Iterable[np.ndarray], *, seconds: f
     check_animation(path)
     if not 0 < seconds < float("inf"):
         raise UserError(f"expected an animation of more than 0 seconds, got {seconds}")
-    write = save_gif if Path(path).suffix.lower() == ".gif" else _save_mp4
-    write(path, _checked(frames), seconds=seconds)
+    write = _save_gif if Path(path).suffix.lower() == ".gif" else _save_mp4
+    with written_beside(path) as temporary:
+        write(temporary, _checked(frames), seconds)
 
 
-def _checked(frames: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     first = None
     for frame in frames:
         first = frame if first is None else first
@@ -150,23 +125,49 @@ def _checked(frames: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
                 f"got {frame.dtype} {frame.shape} after {first.shape}"
             )
         yield frame
+    if first is None:
+        raise UserError("expected at least one frame for an animation, got none")
 
 
-def _save_mp4(path: Path | str, frames: Iterable[np.ndarray], *, seconds: float) -> None:
+def _save_gif(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
+    first, *others = [_with_palette(frame) for frame in frames]
+    count = 1 + len(others)
+    # The format counts in hundredths of a second; ends are rounded, so that the errors do not add up.
+    ends = [round(100 * seconds * i / count) for i in range(count)]
+    durations = [10 * max(2, end - before) for before, end in pairwise(ends)]
+    durations.append(round(1000 * HOLD))
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _with_palette(frame: np.ndarray) -> Image.Image:
+    """At most 256 colours, a byte a pixel. An octree's palette, dithered, is as near to photographs as slower ones."""
+    image = to_pil(frame)
+    if image.mode == "L":
+        return image
+    palette = image.quantize(255, method=Image.Quantize.FASTOCTREE)
+    colours = (palette.getpalette() or [])[: 3 * 255]
+    palette.putpalette([*colours, *[255] * (3 * 256 - len(colours))])
+    indices = np.array(image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    # The nearest colour is looked up roughly: the white around images would turn grey.
+    indices[(frame == 255).all(axis=2)] = 255
+    dithered = Image.fromarray(indices)
+    dithered.putpalette(palette.getpalette() or [])
+    return dithered
+
+
+def _save_mp4(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
     av = _video_library(path)
-    with written_beside(path) as temporary, _opened(av, temporary) as container:
-        stream = None
+    first = next(frames)
+    # "faststart": browsers begin to play before all of it has arrived.
+    with av.open(str(path), mode="w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = _video_stream(av, container, first)
         packets: list[Any] = []
         count = 0
-        for frame in frames:
-            if stream is None:
-                stream = _video_stream(av, container, frame)
-            picture = av.VideoFrame.from_ndarray(_even_rgb(frame), format="rgb24")
-            picture.pts = count
-            packets += stream.encode(picture)
+        for frame in chain([first], frames):
+            image = av.VideoFrame.from_ndarray(_even_rgb(frame), format="rgb24")
+            image.pts = count
+            packets += stream.encode(image)
             count += 1
-        if stream is None:
-            raise UserError("expected at least one frame for an animation, got none")
         packets += stream.encode()
         # Encoded frames are small; they wait for their number to be known, and with it the time each takes.
         share = _share(seconds, count)
@@ -181,16 +182,11 @@ def _share(seconds: float, count: int) -> Fraction:
     return Fraction(round(1000 * seconds) or 1, 1000 * count)
 
 
-def _opened(av: Any, path: Path) -> Any:
-    # "faststart": browsers begin to play before all of it has arrived.
-    return av.open(str(path), mode="w", format="mp4", options={"movflags": "faststart"})
-
-
 def _video_stream(av: Any, container: Any, frame: np.ndarray) -> Any:
     codec = "libx264" if "libx264" in av.codecs_available else "h264"
     # No loss that one sees; no frames that refer to later ones, so that times are in order.
     options = {"crf": "18", "bf": "0"}
-    # Colours as they are converted; unnamed, players take others for large pictures.
+    # Colours as they are converted; unnamed, players take others for large images.
     options |= dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "smpte170m")
     stream = container.add_stream(codec, rate=30, options=options)
     stream.height, stream.width = (side + side % 2 for side in frame.shape[:2])

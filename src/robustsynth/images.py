@@ -52,12 +52,14 @@ class LoadedImage:
     """An image that was read and made plain.
 
     Attributes:
+        name: of its file, or "the image given".
         pixels: uint8 (H, W, C).
         notes: what had to be changed, in words, such as "turned upright"; empty if nothing.
         alpha: uint8 (H, W), upright, 255 where the image is opaque; None if it has no transparency. `size` does not
             apply to it.
     """
 
+    name: str
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
     alpha: np.ndarray | None = None
@@ -105,7 +107,7 @@ def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int
             f"resized from {shorter}×{shorter} to {size}×{size}": size is not None and shorter != size,
         }
         notes = tuple(note for note, holds in said.items() if holds)
-        return LoadedImage(_pixels(upright, channels, size), notes, alpha)
+        return LoadedImage(str(_name_of(source)), _pixels(upright, channels, size), notes, alpha)
 
 
 def load_image(source: Path | str | Image.Image, *, channels: int = 3, size: int | None = None) -> Tensor:
@@ -155,7 +157,7 @@ def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Te
             raise UserError("expected one or more images, got an empty list")
         return torch.stack(each) if len({image.shape for image in each}) == 1 else each
     raise UserError(
-        f"expected images as files, Pillow images, NumPy arrays, tensors or a list of these, "
+        "expected images as files, Pillow images, NumPy arrays, tensors or a list of these, "
         f"got {type(images).__name__}"
     )
 
@@ -281,9 +283,7 @@ def png_text(path: Path | str) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(source: Path | str | Image.Image) -> Iterator[Image.Image]:
     """An image, and a `UserError` that names it for whatever goes wrong with it."""
-    name = (
-        Path(getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else Path(source)
-    )
+    name = _name_of(source)
     if name.is_dir():
         raise UserError(f"expected an image, but {name} is a folder; give a file in it")
     try:
@@ -303,6 +303,12 @@ def _opened(source: Path | str | Image.Image) -> Iterator[Image.Image]:
         raise UserError(
             f"expected an image in {name}, but it cannot be read ({fault.reason}); {fault.remedy}"
         ) from error
+
+
+def _name_of(source: Path | str | Image.Image) -> Path:
+    return (
+        Path(getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else Path(source)
+    )
 
 
 def open_image(file: Path | str | IO[bytes]) -> Image.Image:
@@ -492,92 +498,3 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     if shorter == side:
         return square
     return square.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-# The names of before, until all callers have the new ones.
-
-
-def load_picture(path: Path | str, *, channels: int = 3, size: int | None = None) -> np.ndarray:
-    """`read_image`'s pixels."""
-    return read_image(path, channels=channels, size=size).pixels
-
-
-def load_picture_with_notes(
-    path: Path | str, *, channels: int = 3, size: int | None = None
-) -> tuple[np.ndarray, list[str]]:
-    """`read_image`'s pixels and notes."""
-    image = read_image(path, channels=channels, size=size)
-    return image.pixels, list(image.notes)
-
-
-picture_files, to_picture = image_files, to_pil
-
-
-HOLD = 1.5
-
-
-def grid(images: np.ndarray, *, columns: int, enlarge: int = 1, border: int = 2) -> np.ndarray:
-    """One uint8 picture (H, W, C) of many (N, h, w, C), row by row, on white.
-
-    Args:
-        images: uint8 (N, h, w, C).
-        columns: pictures a row.
-        enlarge: each pixel becomes a square of so many; small pictures are hard to judge on a screen.
-        border: pixels between pictures.
-
-    Example:
-        >>> grid(np.zeros((3, 4, 4, 1), dtype=np.uint8), columns=2, enlarge=2, border=1).shape
-        (19, 19, 1)
-    """
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    height, width = height * enlarge + border, width * enlarge + border
-    sheet = np.full((rows * height + border, columns * width + border, channels), 255, dtype=np.uint8)
-    for position, image in enumerate(images):
-        top, left = border + position // columns * height, border + position % columns * width
-        tile = image.repeat(enlarge, 0).repeat(enlarge, 1)
-        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return sheet
-
-
-def display_scale(side: int) -> int:
-    """How many times to enlarge pictures of `side` pixels so that people can judge them."""
-    return max(1, 96 // side)
-
-
-def save_gif(path: Path | str, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
-    """Write uint8 frames (H, W, C) as an endless animation that takes `seconds`, its last frame held longer.
-
-    Each frame has a palette of its own, and its other colours are dithered.
-    """
-    pictures = [_with_palette(frame) for frame in frames]
-    if not pictures:
-        raise UserError("expected at least one frame for an animation, got none")
-    # The format counts in hundredths of a second; ends are rounded, so that the errors do not add up.
-    ends = [round(100 * seconds * (i + 1) / len(pictures)) for i in range(len(pictures))]
-    durations = [10 * max(2, end - before) for before, end in zip([0, *ends], ends, strict=False)]
-    with written_beside(path) as temporary:
-        pictures[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=[*durations[:-1], round(1000 * HOLD)],
-            loop=0,
-        )
-
-
-def _with_palette(frame: np.ndarray) -> Image.Image:
-    """At most 256 colours, a byte a pixel. An octree's palette, dithered, is as near to photographs as slower ones."""
-    picture = to_picture(frame)
-    if picture.mode == "L":
-        return picture
-    palette = picture.quantize(255, method=Image.Quantize.FASTOCTREE)
-    colours = (palette.getpalette() or [])[: 3 * 255]
-    palette.putpalette([*colours, *[255] * (3 * 256 - len(colours))])
-    indices = np.array(picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
-    # The nearest colour is looked up roughly: the paper around pictures would turn grey.
-    indices[(frame == 255).all(axis=2)] = 255
-    dithered = Image.fromarray(indices)
-    dithered.putpalette(palette.getpalette() or [])
-    return dithered

@@ -139,13 +139,18 @@ def class_sheet(names: Sequence[str], image: Callable[[int], np.ndarray | None],
     wide = -(-each // -(-each // 16))
     if each == 1 or len(places) * -(-each // wide) > MOST_ROWS:
         chosen = [i for indices in places.values() for i in indices[:each]][:MOST_IMAGES]
-        lines = [chosen[start : start + 10] for start in range(0, len(chosen), 10)]
+        lines = in_rows(chosen, 10)
         options["captions"] = [[names[i] for i in line] for line in lines]
     else:
         starts = [(name, start) for name, indices in places.items() for start in range(0, len(indices[:each]), wide)]
         lines = [places[name][:each][start : start + wide] for name, start in starts]
         options["labels"] = ["" if start else name for name, start in starts]
     return sheet([[image(i) for i in line] for line in lines], **options)
+
+
+def in_rows(images: Any, columns: int) -> list[Any]:
+    """Images, or their captions, in rows of `columns`."""
+    return [images[start : start + columns] for start in range(0, len(images), columns)]
 
 
 def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8) -> Image.Image | None:
@@ -162,9 +167,7 @@ def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8
         (320, 139)
     """
     each = _pixels_of(images)
-    starts = range(0, len(each), columns)
-    told = [] if captions is None else [list(captions[start : start + columns]) for start in starts]
-    shown = to_pil(sheet([each[start : start + columns] for start in starts], captions=told))
+    shown = to_pil(sheet(in_rows(each, columns), captions=in_rows(captions or [], columns)))
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if not hasattr(shell, "kernel"):
         return shown
@@ -447,7 +450,13 @@ def _has(font: str, letter: str) -> bool:
     if face is None or letter.isspace():
         return face is not None
     # What a font lacks it draws as a box, as it does what is no character at all.
-    return bytes(face.getmask(letter)) != bytes(face.getmask("\uffff"))
+    return _glyph(face, letter) != _glyph(face, "\uffff")
+
+
+def _glyph(face: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    drawn = Image.new("L", (3 * NAME, 3 * NAME))
+    ImageDraw.Draw(drawn).text((NAME, NAME), letter, fill=255, font=face)
+    return drawn.tobytes()
 
 
 @functools.cache

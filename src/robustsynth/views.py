@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from robustsynth.errors import UserError
-from robustsynth.pictures import LARGEST
+from robustsynth.images import LARGEST
 from robustsynth.resampling import resample
 
 VIEWS = ("whole", "squares", "tiles")

@@ -42,13 +42,16 @@ def command(out: str, seed: int, device: str | None) -> None:
     labels = torch.arange(len(robust.classes)).repeat_interleave(EACH)
     settings = resolve_generate(robust)
     start = generate(robust, labels, seed=seed, steps=0)
+    names = [robust.classes[label] for label in labels.tolist()]
 
-    written = [_sheet(folder / "seeds.png", to_uint8(start), "where every picture starts: draws of class normals")]
+    written = [
+        _sheet(folder / "seeds.png", to_uint8(start), names, "where every picture starts: draws of class normals")
+    ]
     images = generate(robust, labels, seed=seed, start=start)
-    written.append(_sheet(folder / "generated.png", to_uint8(images), "what the robust classifier draws"))
+    written.append(_sheet(folder / "generated.png", to_uint8(images), names, "what the robust classifier draws"))
     # The same settings for both, so that the classifier is the only difference.
     plain = generate(standard, labels, seed=seed, start=start, **dataclasses.asdict(settings))
-    written.append(_sheet(folder / "standard.png", to_uint8(plain), "the same with its standard twin"))
+    written.append(_sheet(folder / "standard.png", to_uint8(plain), names, "the same with its standard twin"))
     written.append(_forming(folder / "forming.gif", robust, labels[::EACH], start[::EACH]))
     for path, what in written:
         click.echo(f"{path}  {what}")
@@ -56,18 +59,21 @@ def command(out: str, seed: int, device: str | None) -> None:
     click.echo(f"took {time.monotonic() - started:.0f} s")
 
 
-def _sheet(path: Path, images: np.ndarray, what: str) -> tuple[Path, str]:
+def _sheet(path: Path, images: np.ndarray, names: Sequence[str], what: str) -> tuple[Path, str]:
     """One row a class."""
-    from robustsynth.images import display_scale, grid, save_png
+    from robustsynth.images import save_png
+    from robustsynth.sheet import class_sheet
 
-    save_png(path, grid(images, columns=EACH, enlarge=display_scale(images.shape[1])))
+    save_png(path, class_sheet(names, images.__getitem__))
     return path, what
 
 
 def _forming(path: Path, model: Classifier, labels: Tensor, start: Tensor) -> tuple[Path, str]:
     """The first image of each class, step by step."""
-    from robustsynth.images import display_scale, grid, save_gif, to_uint8
+    from robustsynth.animations import save_animation
+    from robustsynth.images import to_uint8
     from robustsynth.loop import Step
+    from robustsynth.sheet import in_rows, sheet
     from robustsynth.tasks.generate import generate
 
     iterates: list[Tensor] = []
@@ -77,6 +83,6 @@ def _forming(path: Path, model: Classifier, labels: Tensor, start: Tensor) -> tu
 
     # One batch of all of them, whatever batch size is fastest, so that every frame holds every image.
     generate(model, labels, start=start, on_step=keep, batch_size=len(labels))
-    frames = [grid(to_uint8(i), columns=5, enlarge=display_scale(i.shape[-1])) for i in iterates]
-    save_gif(path, frames)
+    names = in_rows([model.classes[label] for label in labels.tolist()], 5)
+    save_animation(path, [sheet(in_rows(to_uint8(images), 5), captions=names) for images in iterates])
     return path, "ten images forming, step by step"

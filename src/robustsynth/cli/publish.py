@@ -81,11 +81,13 @@ def _draw(model: Classifier, path: Path, seed: int) -> None:
     """A row of samples for each of the first classes, none selected."""
     import torch
 
-    from robustsynth.images import display_scale, grid, save_png, to_uint8
+    from robustsynth.images import save_png, to_uint8
+    from robustsynth.sheet import class_sheet
     from robustsynth.tasks.generate import generate
 
     classes = min(len(model.classes), ROWS)
     say(f"drawing {EACH} samples of {classes} classes")
-    images = generate(model, torch.arange(classes).repeat_interleave(EACH), seed=seed)
-    pictures = to_uint8(images)
-    save_png(path, grid(pictures, columns=EACH, enlarge=display_scale(pictures.shape[1])))
+    labels = torch.arange(classes).repeat_interleave(EACH)
+    images = to_uint8(generate(model, labels, seed=seed))
+    names = [model.classes[label] for label in labels.tolist()]
+    save_png(path, class_sheet(names, images.__getitem__, classes=model.classes))

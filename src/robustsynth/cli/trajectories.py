@@ -56,7 +56,7 @@ class Trajectories:
             self.runs.append({})
         for row, place in enumerate(places):
             recorder = self.runs[-1].setdefault(place, Recorder(self.steps))
-            recorder.add(step.index, step.images[row : row + 1])
+            recorder.add(step.index, step.images[row])
 
     def write(self, out: Path, results: Mapping[str, Tensor]) -> None:
         """``NAME.gif`` and so on: a file for each result, or all runs in one file where one result took several."""

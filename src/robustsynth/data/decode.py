@@ -12,7 +12,7 @@ from PIL import Image
 
 from robustsynth.data.sources import Row
 from robustsynth.errors import UserError
-from robustsynth.pictures import fault_of, is_grey, open_picture, plain_picture
+from robustsynth.images import fault_of, is_grey, open_image, plain_pixels
 
 _USUAL_SIZES = (224, 128, 64, 32)
 
@@ -71,7 +71,7 @@ def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
     """
     try:
         with _opened(row) as opened:
-            return plain_picture(opened, channels=channels, size=image_size)
+            return plain_pixels(opened, channels=channels, size=image_size)
     except Exception as error:
         raise _unreadable(row, error) from error
 
@@ -79,7 +79,7 @@ def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
 def _opened(row: Row) -> Image.Image:
     if row.content is None:
         raise ValueError("nothing: the cell is empty")
-    return open_picture(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content)
+    return open_image(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content)
 
 
 def _unreadable(row: Row, error: Exception) -> Exception:

@@ -17,8 +17,8 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name
 from robustsynth.models.files import WEIGHTS_FILE
 from robustsynth.models.measured import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
+from robustsynth.sheet import PAGE, sheet
 from robustsynth.tasks.compare import Comparison
-from robustsynth.tasks.compare_figure import Row, comparison_figure
 from robustsynth.tasks.compare_plan import ComparisonPlan
 from robustsynth.tasks.starts import start_identity
 
@@ -98,12 +98,13 @@ def asked_for(plan: ComparisonPlan) -> dict[str, Any]:
 def draw_figure(result: Comparison) -> np.ndarray:
     """The start images and what each model made of them, as uint8 (H, W, 3)."""
     plan = result.plan
-    rows = [Row("start", (_starts(plan),), list(to_uint8(plan.seeds)))]
-    for place, name in enumerate(plan.names):
-        pictures = to_uint8(result.images[place])
-        shown = [p if there else None for p, there in zip(pictures, result.drawn[place].tolist(), strict=True)]
-        rows.append(Row(name, _about(plan.models[place]), shown))
-    return comparison_figure(rows, plan.classes, f"{_how(plan)}; seed {plan.seed}.")
+    rows: list[list[np.ndarray | None]] = [list(to_uint8(plan.seeds))]
+    for images, drawn in zip(result.images, result.drawn.tolist(), strict=True):
+        rows.append([image if there else None for image, there in zip(to_uint8(images), drawn, strict=True)])
+    labels = [("start", _starts(plan)), *((n, *_about(m)) for n, m in zip(plan.names, plan.models, strict=True))]
+    note = f"{_how(plan)}; seed {plan.seed}."
+    classes = plan.models[plan.seeds_of].classes
+    return sheet(rows, titles=plan.classes, labels=labels, note=note, classes=classes, width=PAGE)
 
 
 def comparison_table(result: Comparison) -> str:

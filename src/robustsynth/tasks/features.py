@@ -14,10 +14,12 @@ from torch import Tensor
 from robustsynth import randomness
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
+from robustsynth.images import to_uint8
 from robustsynth.loop import NonFiniteError, Problem, Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.representation import feature_network, last_linear
 from robustsynth.objectives import Objective
+from robustsynth.sheet import sheet
 from robustsynth.tasks.batches import solve_in_batches
 from robustsynth.tasks.feature_settings import FeatureSettings
 from robustsynth.tasks.settings import resolve_settings
@@ -141,7 +143,7 @@ def feature_atlas(
     on_images: Callable[[int], object] | None = None,
     **settings: Any,
 ) -> FeatureAtlas:
-    """Pictures of what units of a classifier respond to; `robustsynth.tasks.atlas.draw_atlas` puts them on a sheet.
+    """Pictures of what units of a classifier respond to; `draw_atlas` puts them on a sheet.
 
     Args:
         model: from `load_model` or `Classifier.wrap`, with an image size.
@@ -290,3 +292,49 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     drawn = torch.fft.irfft2(spectrum, s=(side, side))
     drawn = drawn / drawn.std(dim=(2, 3), correction=0, keepdim=True).clamp_min(1e-12)
     return (level + contrast * drawn).clamp(0, 1).repeat(1, model.channels, 1, 1)
+
+
+def draw_atlas(
+    rows: Sequence[UnitRow],
+    *,
+    title: str,
+    drawn_as: str = "drawn from noise",
+    data_name: str = "the data",
+    classes: Sequence[str] = (),
+) -> np.ndarray:
+    """One uint8 image (H, W, 3): for each unit its number, its classes, what was drawn to raise it, its top images.
+
+    Under each image stands the unit's activation in it.
+
+    Args:
+        rows: of a `FeatureAtlas`.
+        title: above everything.
+        drawn_as: above the drawn images.
+        data_name: of the data that the top images are from.
+        classes: the model's, written by number where no font has their letters.
+
+    Raises:
+        UserError: no rows.
+
+    Example:
+        >>> row = UnitRow(3, (("cat", 0.5),), torch.zeros(2, 3, 32, 32), (1.0, 2.0), (), (), np.zeros((0, 32, 32, 3)))
+        >>> draw_atlas([row], title="two images").shape[0]
+        224
+    """
+    drawn = max((len(row.images) for row in rows), default=0)
+    top = max((len(row.top_images) for row in rows), default=0)
+    images, values = [], []
+    for row in rows:
+        gaps = [None] * (drawn - len(row.images)), [None] * (top - len(row.top_images))
+        images.append([*to_uint8(row.images), *gaps[0], *row.top_images, *gaps[1]])
+        reached = (*row.activations, *gaps[0], *row.top_activations, *gaps[1])
+        values.append(["" if value is None else f"{value:.1f}" for value in reached])
+    return sheet(
+        images,
+        title=title,
+        titles=[drawn_as] * drawn + [f"images of {data_name} that raise it most"] * top,
+        labels=[(f"unit {row.unit}", *(f"{weight:+.2f} {name}" for name, weight in row.feeds)) for row in rows],
+        captions=values,
+        classes=classes,
+        cell=128,
+    )

@@ -1,4 +1,4 @@
-"""The feature atlas to disk: one labelled picture, its numbers, and the settings."""
+"""The feature atlas to disk: one labelled image, its numbers, and the settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from robustsynth.loop import Step
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
 from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.tasks.atlas import draw_atlas
 from robustsynth.tasks.feature_settings import FeatureSettings
-from robustsynth.tasks.features import UnitRow, feature_rows
+from robustsynth.tasks.features import UnitRow, draw_atlas, feature_rows
 
 if TYPE_CHECKING:
     from robustsynth.data import ImageData
@@ -120,6 +119,7 @@ class FeaturesJob:
             title=f"What units of {self.model.name} respond to",
             drawn_as=f"drawn from noise (eps {self.settings.eps:g}, {self.settings.steps} steps)",
             data_name=named,
+            classes=self.model.classes,
         )
         write_json(self.out / SETTINGS_FILE, self.record | {"done": len(rows)})
         save_png(self.out / ATLAS_FILE, sheet)

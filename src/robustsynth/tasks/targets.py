@@ -17,7 +17,7 @@ from torch import Tensor
 from robustsynth.constraints import Constraint
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.images import as_tensor, load_picture, picture_files
+from robustsynth.images import as_tensor, image_files, read_image
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import (
     CrossEntropy,
@@ -183,9 +183,9 @@ def _starts_of_folder(model: Classifier, seeds_from: str, numbers: Sequence[int]
             f"expected --seeds-from {', '.join(SEED_KINDS)} or a folder of start images, "
             f"got {seeds_from!r}, which is neither"
         )
-    files = picture_files(folder)
+    files = image_files(folder)
     starts = [files[number % len(files)] for number in numbers]
-    images = [load_picture(file, channels=model.channels, size=model.image_size) for file in starts]
+    images = [read_image(file, channels=model.channels, size=model.image_size).pixels for file in starts]
     for file, image in zip(starts, images, strict=True):
         if image.shape != images[0].shape:
             raise UserError(
@@ -205,7 +205,7 @@ def start_identity(settings: GenerateSettings) -> dict[str, Any]:
     if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
         return {}
     folder = Path(settings.seeds_from).resolve()
-    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in picture_files(folder)).encode())
+    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in image_files(folder)).encode())
     plain = dataclasses.asdict(settings) | {"seeds_from": folder.name}
     return {"settings": plain, "starts_sha256": told.hexdigest()}
 
