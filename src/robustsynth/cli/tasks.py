@@ -143,16 +143,18 @@ class ImageRun:
             "model": model_identity(self.model),
             "settings": dataclasses.asdict(self.settings) | told,
         }
+        out = RunFolder.path_of(options["out"])
         self.folder: RunFolder = RunFolder(
-            options["out"],
+            out,
             asked,
             overwrite=options["overwrite"],
-            files=_files_of,
+            files=lambda record: _files_of(record, out),
             new_files=[f"{image.name}{file}" for image in self.images for file in self.all_files],
         )
-        before = self.folder.record.pop("pictures", {})  # The key of version 0.1.0.
-        self.made: dict[str, Any] = self.folder.record.setdefault("images", before) if self.folder.earlier else {}
-        self.made = {name: record for name, record in self.made.items() if "stopped_at_step" not in record}
+        self.folder.record.pop("pictures", None)
+        made = _results_of(self.folder.earlier, out)
+        # What version 0.1.0 was stopped at is among the results, and is made anew.
+        self.made = {name: record for name, record in made.items() if "stopped_at_step" not in record}
         self.identity = {i.name: {"file": i.path.name, "sha256": sha256(i.path)} for i in self.images}
         for name, identity in self.identity.items():
             if name in self.made and self.made[name].get("sha256") != identity["sha256"]:
@@ -327,7 +329,30 @@ class ImageRun:
                 )
 
 
-def _files_of(record: Any) -> list[str]:
+def _results_of(record: Any, out: Path) -> dict[str, Any]:
+    """What a run of this record made, by image.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    from robustsynth.run_folder import damaged
+
+    found: dict[str, Any] = {}
+    for key in ("pictures", "images"):  # The first is version 0.1.0's.
+        made = record.get(key, {})
+        if not isinstance(made, dict) or not all(isinstance(each, dict) for each in made.values()):
+            raise damaged(out)
+        for each in made.values():
+            named = each.get("results", [])
+            if not isinstance(named, list) or not all(
+                isinstance(one, str) for one in [*named, each.get("caption", "")]
+            ):
+                raise damaged(out)
+        found |= made
+    return found
+
+
+def _files_of(record: Any, out: Path) -> list[str]:
     """What a run of this record wrote."""
-    made = {**record.get("pictures", {}), **record.get("images", {})}
+    made = _results_of(record, out)
     return [file for name, each in made.items() for file in each.get("results", [f"{name}.png"])]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -338,18 +339,30 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
 
 
 def masks_of(mask: Any, call: Call) -> list[Tensor]:
-    """A mask (1, H, W) for each image of a call: of a tensor (N, 1, H, W) or (1, H, W), or of a mask image for all."""
-    if not isinstance(mask, Tensor):
-        mask = load_mask(mask, call.sizes[0])
-    found: dict[tuple[int, int], Tensor] = {}
+    """A mask (1, H, W) for each image of a call.
+
+    Args:
+        mask: (N, 1, H, W); or one for all images: (1, H, W), an array (H, W), or an image of where; or a list of
+            such, one an image.
+
+    Raises:
+        UserError: another number of masks than of images, or one that does not fit.
+    """
+    one_each = isinstance(mask, (list, tuple)) or (isinstance(mask, Tensor) and mask.ndim == 4 and len(mask) > 1)
+    if one_each and len(mask) != len(call.sizes):
+        raise UserError(f"expected one mask, or one for each of {len(call.sizes)} images, got {len(mask)}")
+    found: dict[Any, Tensor] = {}
     rows = []
     for place, size in enumerate(call.sizes):
-        if mask.ndim == 4 and len(mask) == len(call.sizes):
-            rows.append(check_mask(mask[place], torch.empty(1, 1, *size))[0].float().cpu())
-            continue
-        if size not in found:
-            found[size] = check_mask(mask, torch.empty(1, 1, *size))[0].float().cpu()
-        rows.append(found[size])
+        given = mask[place] if one_each else mask
+        key = (place if one_each else 0, size)
+        if key not in found:
+            if isinstance(given, np.ndarray):
+                given = torch.from_numpy(given[None] if given.ndim == 2 else given)
+            elif not isinstance(given, Tensor):
+                given = load_mask(given, size)
+            found[key] = check_mask(given, torch.empty(1, 1, *size))[0].float().cpu()
+        rows.append(found[key])
     return rows
 
 

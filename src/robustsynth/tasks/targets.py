@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from robustsynth.tasks.generate import GenerateSettings
 
 
-def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier) -> Tensor:
+def check_targets(targets: Tensor | Sequence[int | str] | int | str, model: Classifier) -> Tensor:
     """Class indices (N,) of numbers or names, or weights of the classes (N, K), checked against the model.
 
     Raises:
@@ -51,7 +51,10 @@ def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier
         targets = [targets]
     if isinstance(targets, (list, tuple)) and any(isinstance(target, str) for target in targets):
         targets = [model.class_index(target) for target in targets]
-    targets = torch.as_tensor(targets).cpu()
+    try:
+        targets = torch.atleast_1d(torch.as_tensor(targets).cpu())
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"expected labels as numbers or names, one an image, got {targets!r}") from None
     if targets.ndim == 1 and not targets.numel():
         return targets.long()
     if targets.ndim == 2 and targets.is_floating_point():
