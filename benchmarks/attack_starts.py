@@ -48,7 +48,7 @@ def main() -> None:
             images = torch.from_numpy(data.images[places]).permute(0, 3, 1, 2).float() / 255
             labels = torch.from_numpy(data.labels[places])
             if steps:
-                begin = stream if random else None
+                begin = [stream] * len(images) if random else None
                 images = adversarial_images(
                     twin, images, labels, norm="l2", eps=eps, step_size=length, steps=steps, random_start=begin
                 )

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-import robustsynth.training.run as run_module
+import robustsynth.training.trainer as trainer_module
 from robustsynth.cli import main as command_line
 from robustsynth.training.checkpoints import CHECKPOINT, has_checkpoint, read_checkpoint
 
@@ -307,7 +307,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     # As if each epoch took its minute: there shall be checkpoints to be killed in.
-    run_module.EPOCH_SECONDS = 0
+    trainer_module.EPOCH_SECONDS = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         home = given.keep or Path(temporary)

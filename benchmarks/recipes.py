@@ -1,7 +1,7 @@
 """Recipes of training at equal compute: each trained with as many passes of the network over an image, then attacked.
 
     python benchmarks/recipes.py --data CIFAR10_FOLDER [--rows pgd-1,trades] [--budget 12] [--out runs/recipes] \
-        [--results benchmarks/recipes.json --table docs/training-recipes.md]
+        [--results benchmarks/recipes.json --table docs/log/training-recipes.md]
 
 Compute is counted in forward-and-backward passes per training image over the whole run, `--budget` of them: a step of
 PGD is one, the weights' own gradient one (two for trades and mart, which train on the clean image too), AWP's ascent
@@ -29,9 +29,9 @@ from robustsynth.evaluation.accuracy import evaluate_accuracy
 from robustsynth.files import write_json, written_beside
 from robustsynth.models.execution import machine_name, processor_kind
 from robustsynth.models.files import chosen_device, load_model
-from robustsynth.training.run import Trainer
+from robustsynth.training.checkpoints import CHECKPOINT
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import CHECKPOINT
+from robustsynth.training.trainer import Trainer
 
 BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
 FORWARD = 1 / 3

@@ -28,11 +28,11 @@ from robustsynth.data import load_data
 from robustsynth.memory import keep_freed_memory
 from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import machine_name, processor_kind
-from robustsynth.training.attack_network import AttackNetwork
-from robustsynth.training.augment import augment
-from robustsynth.training.run import Trainer
+from robustsynth.training.attack import AttackNetwork
+from robustsynth.training.data import augment
 from robustsynth.training.settings import TrainSettings, resolve_train_settings
 from robustsynth.training.step import train_step
+from robustsynth.training.trainer import Trainer
 
 
 class PlainLoop:
@@ -70,7 +70,7 @@ class PlainLoop:
         return x.detach()
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        images = augment(images, self.settings, self.random, side=self.settings.image_size)
+        images = augment(images, self.settings, [self.random] * len(images), side=self.settings.image_size)
         self.network.eval()
         images = self.attacked(images, labels)
         self.network.train()
@@ -118,18 +118,18 @@ def main() -> None:
         )
         plain = PlainLoop(settings, network, tuple(data.mean), tuple(data.std))
 
-        def ours(twin: AttackNetwork | None) -> Callable[[Tensor, Tensor], None]:
+        def ours(frozen: AttackNetwork | None) -> Callable[[Tensor, Tensor], None]:
             per_epoch = trainer.steps_per_epoch
 
             def step(images: Tensor, labels: Tensor) -> None:
                 predict = trainer.predict
-                train_step(trainer.state, predict, images, labels, steps_per_epoch=per_epoch, size=size, twin=twin)
+                train_step(trainer.state, predict, images, labels, steps_per_epoch=per_epoch, size=size, frozen=frozen)
 
             return step
 
         loops: dict[str, Callable[[Tensor, Tensor], None]] = {
             "plain float32, contiguous": plain.step,
-            f"robustsynth, {trainer.state.execution.precision}": ours(trainer.twin),
+            f"robustsynth, {trainer.state.execution.precision}": ours(trainer.frozen),
             "… whose attack asks the network itself": ours(None),
         }
         places = np.arange(settings.batch_size)

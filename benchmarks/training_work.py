@@ -1,6 +1,6 @@
-"""How much work a training run is, and how long that takes at a rate: for docs/zoo.md's models that wait for a machine.
+"""How much work a training run is, and how long that takes at a rate: for docs/guide/zoo.md's models that wait for a machine.
 
-    python benchmarks/training_work.py [--here 0.43] [--accelerator 80] [--table docs/zoo.md]
+    python benchmarks/training_work.py [--here 0.43] [--accelerator 80] [--table docs/guide/zoo.md]
 
 Arithmetic, not a measurement of the run: the operations of one forward pass, counted by PyTorch's own counter on a
 network without numbers, times the passes that a preset's epochs, attack and images make. An attack step is two forward

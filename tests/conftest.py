@@ -19,6 +19,7 @@ from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model, save_model
 from robustsynth.seeds import fit_class_seeds
+from robustsynth.training.trainer import Trainer
 
 # One thread, here and in what the tests start: tiny networks gain nothing by more, lose much on a busy machine, and
 # bytes are promised to be equal for equal numbers of threads.
@@ -157,3 +158,13 @@ WITHOUT_RELU = (
 VERY_DEEP = ("resnet101", "resnet152", "wide-resnet50-2", "wide-resnet50-4")
 """Untrained and narrow, with statistics at random, their numbers grow beyond what float32 tells apart. Their blocks are
 those of a resnet50, and import's tests compare their logits."""
+
+
+def train_until(trainer: Trainer, stop: int | None = None) -> list[float]:
+    """Train to the end, or leave after step `stop`; each step's loss."""
+    losses = []
+    for step in trainer.steps():
+        losses.append(step.loss)
+        if trainer.state.step == stop:
+            break
+    return losses

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustsynth.models.architectures import ARCHITECTURES, build_network
-from robustsynth.training.attack_network import AttackNetwork
+from robustsynth.training.attack import AttackNetwork
 
 NARROW = {"wide-resnet34-20": 2, "wide-resnet70-16-silu": 1}
 
@@ -29,26 +29,26 @@ def trained_a_little(architecture: str, *, channels: int = 3) -> nn.Module:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_is_the_network_and_follows_it(architecture):
     network = trained_a_little(architecture)
-    twin, images = AttackNetwork(network, "float32"), torch.randn(3, 3, 32, 32)
+    frozen, images = AttackNetwork(network, "float32"), torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         for value in (*network.parameters(), *network.buffers()):
             if value.is_floating_point():
                 value.mul_(1.05)
         expected = network(images)
-        assert not torch.allclose(twin(images), expected, rtol=1e-3, atol=1e-4), "it does not follow by itself"
-        twin.follow(network)
-        torch.testing.assert_close(twin(images), expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(frozen(images), expected, rtol=1e-3, atol=1e-4), "it does not follow by itself"
+        frozen.follow(network)
+        torch.testing.assert_close(frozen(images), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_following_is_the_same_as_being_made_anew():
     network = trained_a_little("resnet18")
-    twin = AttackNetwork(network, "bfloat16")
+    frozen = AttackNetwork(network, "bfloat16")
     with torch.no_grad():
         for value in network.parameters():
             value.add_(0.01)
-    twin.follow(network)
+    frozen.follow(network)
     for (name, followed), made in zip(
-        twin.state_dict().items(), AttackNetwork(network, "bfloat16").state_dict().values(), strict=True
+        frozen.state_dict().items(), AttackNetwork(network, "bfloat16").state_dict().values(), strict=True
     ):
         torch.testing.assert_close(followed, made, rtol=0.01, atol=1e-4, msg=name)
 
@@ -56,30 +56,30 @@ def test_following_is_the_same_as_being_made_anew():
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet18-even", "preact-resnet18"])
 def test_reduced_precision_gives_gradients_as_near_as_autocasts(architecture):
     network = trained_a_little(architecture).requires_grad_(False)
-    twin, images = AttackNetwork(network, "bfloat16"), torch.randn(4, 3, 32, 32)
+    frozen, images = AttackNetwork(network, "bfloat16"), torch.randn(4, 3, 32, 32)
 
     def autocast(x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return network(x).float()
 
     gradients = []
-    for function in (network, autocast, twin):
+    for function in (network, autocast, frozen):
         x = images.clone().requires_grad_(True)
         loss = nn.functional.cross_entropy(function(x), torch.arange(4), reduction="sum")
         gradients.append(torch.autograd.grad(loss, x)[0].flatten(1))
-    exact, autocasts, twins = gradients
-    near, nearest = (nn.functional.cosine_similarity(exact, g).mean() for g in (twins, autocasts))
+    exact, autocasts, folded = gradients
+    near, nearest = (nn.functional.cosine_similarity(exact, g).mean() for g in (folded, autocasts))
     assert near > 0.9
     assert near > nearest - 0.01
 
 
 def test_its_parameters_are_frozen_and_its_own():
     network = trained_a_little("resnet18")
-    twin = AttackNetwork(network, "float32")
-    assert not any(p.requires_grad for p in twin.parameters())
+    frozen = AttackNetwork(network, "float32")
+    assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for p in network.parameters())
     before = [p.clone() for p in network.parameters()]
-    for p in twin.parameters():
+    for p in frozen.parameters():
         p.zero_()
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
@@ -95,10 +95,10 @@ def test_what_cannot_be_folded_is_copied():
             return self.fc(x.mean((2, 3)) if float(x.sum()) > -1e9 else x[:, :, 0, 0])
 
     network = Untraceable().eval()
-    twin = AttackNetwork(network, "float32")
-    assert not twin.folds
+    frozen = AttackNetwork(network, "float32")
+    assert not frozen.folds
     with torch.no_grad():
         network.fc.weight.mul_(3)
-        twin.follow(network)
+        frozen.follow(network)
         images = torch.randn(2, 3, 4, 4)
-        torch.testing.assert_close(twin(images), network(images))
+        torch.testing.assert_close(frozen(images), network(images))

@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: made once, by several at once, and never half."""
+"""The cache of decoded images: made once, by several at once, and never half."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_refused_before_it_kills(pets, home, monkeypatch):
     assert list(home.iterdir()) == []
 
 
-def test_many_pictures_are_announced(tmp_path):
+def test_many_images_are_announced(tmp_path):
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -210,7 +210,7 @@ def test_many_pictures_are_announced(tmp_path):
     pq.write_table(table, tmp_path / "many.parquet")
     said: list[str] = []
     data = load_data(tmp_path / "many.parquet", announce=said.append)
-    assert said == ["decoding 1200 pictures of many.parquet once, to 4×4"]
+    assert said == ["decoding 1200 images of many.parquet once, to 4×4"]
     assert data.images.shape == (1200, 4, 4, 1)
     assert (data.images == 9).all()
     assert data.labels.tolist() == [0, 1] * 600

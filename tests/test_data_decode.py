@@ -1,4 +1,4 @@
-"""One picture: formats, transparency, 16 bits, orientation, exactness."""
+"""One image: formats, transparency, 16 bits, orientation, exactness."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustsynth.data.decode import decode, read_header, usual_size
-from robustsynth.data.sources import Row
+from robustsynth.data.rows import Row, decode, read_header, usual_size
 from robustsynth.errors import UserError
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> Row:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> Row:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return Row("the picture", buffer.getvalue(), 0)
+    image.save(buffer, kind, **options)
+    return Row("the image", buffer.getvalue(), 0)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -24,7 +23,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})])
-def test_a_picture_of_the_right_size_keeps_its_exact_pixels(kind, options):
+def test_an_image_of_the_right_size_keeps_its_exact_pixels(kind, options):
     pixels = noise(9, 9, 3)
     assert np.array_equal(decode(encoded(Image.fromarray(pixels), kind, **options), image_size=9, channels=3), pixels)
 
@@ -44,13 +43,13 @@ def test_grey_is_repeated_for_rgb_and_kept_for_one_channel():
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparent_pixels_become_white_and_opaque_ones_stay(mode, channels):
-    picture = Image.new("RGBA", (2, 2), (40, 40, 40, 255))
-    picture.paste((0, 0, 0, 0), (1, 0, 2, 2))
+    image = Image.new("RGBA", (2, 2), (40, 40, 40, 255))
+    image.paste((0, 0, 0, 0), (1, 0, 2, 2))
     if mode == "P":
-        palette = picture.convert("RGB").quantize(2)
+        palette = image.convert("RGB").quantize(2)
         row = encoded(palette, transparency=palette.getpixel((1, 0)))
     else:
-        row = encoded(picture.convert(mode))
+        row = encoded(image.convert(mode))
     result = decode(row, image_size=2, channels=channels)
     assert result.tolist() == [[[40] * channels, [255] * channels]] * 2
 
@@ -69,7 +68,7 @@ def test_16_bit_grey_is_scaled_and_not_clipped(kind):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_exif_orientation_turns_the_picture(bits):
+def test_exif_orientation_turns_the_image(bits):
     pixels = np.arange(9, dtype=np.uint8).reshape(3, 3) * 20
     stored = pixels if bits == 8 else pixels.astype(np.uint16) * 257
     exif = Image.Exif()
@@ -85,7 +84,7 @@ def test_resizing_is_antialiased():
     assert np.abs(small.astype(int) - 128).max() <= 3  # sampling without a filter would give 0 or 255
 
 
-def test_the_centre_of_a_wide_picture_is_kept():
+def test_the_centre_of_a_wide_image_is_kept():
     pixels = np.zeros((20, 60, 3), dtype=np.uint8)
     pixels[:, 20:40] = 200
     result = decode(encoded(Image.fromarray(pixels)), image_size=10, channels=3)
@@ -99,7 +98,7 @@ def test_other_colour_spaces_become_rgb(mode):
     assert np.abs(decode(row, image_size=16, channels=3)[8, 8].astype(int) - (200, 30, 30)).max() < 8
 
 
-def test_a_bilevel_picture_is_black_and_white():
+def test_a_bilevel_image_is_black_and_white():
     row = encoded(Image.fromarray(np.eye(4, dtype=bool)))
     assert np.array_equal(decode(row, image_size=4, channels=1)[..., 0], np.eye(4, dtype=np.uint8) * 255)
 
@@ -111,8 +110,8 @@ WHOLE = encoded(Image.fromarray(noise(30, 30, 3))).content
     ("content", "says"),
     [
         (None, "the cell is empty"),
-        (b"not a picture", "no format that Pillow knows"),
-        (WHOLE[: len(WHOLE) // 2], "expected a picture"),
+        (b"not an image", "no format that Pillow knows"),
+        (WHOLE[: len(WHOLE) // 2], "expected an image"),
         (encoded(Image.new("F", (4, 4)), "TIFF").content, "floating-point"),
         (encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF").content, "beyond 16 bits"),
         (b"", "an empty file"),
@@ -121,7 +120,7 @@ WHOLE = encoded(Image.fromarray(noise(30, 30, 3))).content
     ],
     ids=["null", "text", "truncated", "float", "32 bits", "empty", "HEIC", "large"],
 )
-def test_a_broken_picture_is_named_with_a_remedy(content, says):
+def test_a_broken_image_is_named_with_a_remedy(content, says):
     with pytest.raises(UserError, match=r"file 7: .*Replace it") as caught:
         decode(Row("file 7", content, 0), image_size=4, channels=3)
     assert says in str(caught.value)
@@ -138,5 +137,5 @@ def test_a_broken_picture_is_named_with_a_remedy(content, says):
         ([(10, 12)] * 2, 32),
     ],
 )
-def test_the_side_for_unknown_pictures(sizes, side):
+def test_the_side_for_unknown_images(sizes, side):
     assert usual_size(sizes) == side

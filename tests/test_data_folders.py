@@ -9,6 +9,8 @@ import pytest
 
 from conftest import pixels, png, quiet
 from robustsynth.data import DATASETS
+from robustsynth.data.load import READERS
+from robustsynth.data.rows import Contents, Row, Source
 from robustsynth.data.specs import IMAGENET_MEAN, IMAGENET_STD
 from robustsynth.errors import UserError
 
@@ -27,8 +29,8 @@ def write_classes(folder: Path, counts: dict[str, int], *, side: int = 8, channe
 
 def test_class_folders_without_splits_are_all_train(tmp_path):
     write_classes(tmp_path / "pets", {"dog": 2, "cat": 3})
-    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no picture")
-    (tmp_path / "pets" / "cat" / ".hidden.png").write_text("no picture")
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "pets" / "cat" / ".hidden.png").write_text("no image")
     (tmp_path / "pets" / "__MACOSX").mkdir()
     data = quiet(tmp_path / "pets")
     assert data.classes == ("cat", "dog")
@@ -89,7 +91,7 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert quiet(tmp_path / "vehicles").classes == ("bus", "train")
 
 
-def test_pictures_may_lie_deeper_in_a_class_folder(tmp_path):
+def test_images_may_lie_deeper_in_a_class_folder(tmp_path):
     write_classes(tmp_path / "pets" / "cat", {"images": 2})
     write_classes(tmp_path / "pets" / "dog", {"images": 1})
     assert quiet(tmp_path / "pets").labels.tolist() == [0, 0, 1]
@@ -97,7 +99,7 @@ def test_pictures_may_lie_deeper_in_a_class_folder(tmp_path):
 
 def test_an_empty_class_folder_is_named(tmp_path):
     write_classes(tmp_path / "pets", {"cat": 1, "dog": 1, "emu": 0})
-    with pytest.raises(UserError, match=r"emu: expected the pictures of a class"):
+    with pytest.raises(UserError, match=r"emu: expected the images of a class"):
         quiet(tmp_path / "pets")
 
 
@@ -106,7 +108,7 @@ def test_a_folder_without_data_says_what_is_understood(tmp_path):
     with pytest.raises(UserError, match=r"neither parquet files nor class folders.*ROOT/class"):
         quiet(tmp_path / "nothing")
     (tmp_path / "nothing" / "cat").mkdir()
-    with pytest.raises(UserError, match=r"no pictures.*ROOT/class"):
+    with pytest.raises(UserError, match=r"no images.*ROOT/class"):
         quiet(tmp_path / "nothing")
 
 
@@ -116,16 +118,16 @@ def test_one_class_is_not_enough(tmp_path):
         quiet(tmp_path / "pets")
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", png(pixels(0, 30))[:500]])
+@pytest.mark.parametrize("content", [b"", b"no image", png(pixels(0, 30))[:500]])
 def test_a_damaged_file_is_named_and_leaves_no_cache(tmp_path, content):
     write_classes(tmp_path / "pets", {"cat": 2, "dog": 40})
     (tmp_path / "pets" / "dog" / "37.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"37\.png: expected a picture"):
+    with pytest.raises(UserError, match=r"37\.png: expected an image"):
         quiet(tmp_path / "pets", image_size=8, channels=3)
     assert list((tmp_path / "cache" / "data").iterdir()) == []
 
 
-def test_grey_pictures_stay_grey_unless_one_has_colour(tmp_path):
+def test_grey_images_stay_grey_unless_one_has_colour(tmp_path):
     write_classes(tmp_path / "digits", {"a": 40, "b": 1}, channels=1)
     data = quiet(tmp_path / "digits")
     assert data.images.shape == (41, 8, 8, 1)
@@ -165,9 +167,34 @@ def test_the_table_is_consistent(spec):
     assert "/" in spec.hub_id
 
 
-def test_other_pictures_with_the_same_class_names_are_not_taken_for_it(tmp_path):
+def test_other_images_with_the_same_class_names_are_not_taken_for_it(tmp_path):
     write_classes(tmp_path / "houses", dict.fromkeys("0123456789", 1), side=32, channels=3)
     data = quiet(tmp_path / "houses")
     assert data.name == "houses"
     assert data.mean == IMAGENET_MEAN
     assert data.images.shape[1:] == (32, 32, 3)
+
+
+def test_a_reader_is_a_function_and_an_entry(tmp_path, monkeypatch):
+    """A new layout: a text file that lists images and their classes."""
+
+    def find_list(place, split, announce):
+        if not isinstance(place, Path) or place.suffix != ".txt":
+            return None
+        lines = [line.split() for line in place.read_text().splitlines()]
+        classes = tuple(sorted({kind for _, kind in lines}))
+        rows = [Row(name, place.parent / name, classes.index(kind)) for name, kind in lines]
+        return Source(place.name, ["list", lines], lambda: Contents(classes, len(rows), lambda: iter(rows)))
+
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(png(pixels(index)))
+    (tmp_path / "list.txt").write_text("0.png dog\n1.png cat\n2.png dog\n")
+    with pytest.raises(UserError, match="expected a parquet file or a folder, got another file"):
+        quiet(tmp_path / "list.txt")
+    monkeypatch.setitem(READERS, "a list of images", find_list)
+    data = quiet(tmp_path / "list.txt")
+    assert (data.classes, data.labels.tolist(), data.name) == (("cat", "dog"), [1, 0, 1], "list.txt")
+    assert quiet(f"only:dog,cat:{tmp_path / 'list.txt'}").labels.tolist() == [0, 1, 0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"Expected .*a list of images"):
+        quiet(tmp_path / "empty")

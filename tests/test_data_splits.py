@@ -16,7 +16,7 @@ from robustsynth.errors import UserError
         (["test", "train", "val"], "test", ("test",)),
         (["train", "val"], "test", ("val",)),
         (["train", "test"], "validation", ("test",)),
-        (["train", "test", "val"], "validation", ("val",)),  # rather than the test pictures
+        (["train", "test", "val"], "validation", ("val",)),  # rather than the test images
         (["test", "train", "extra"], "all", ("train", "extra", "test")),
         (["extra"], "extra", ("extra",)),
     ],

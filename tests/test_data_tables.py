@@ -93,7 +93,7 @@ def test_a_single_parquet_file(tmp_path):
         quiet(tmp_path / "test-00000-of-00003.parquet")
 
 
-def test_a_parquet_file_without_feature_types_still_shows_its_pictures(tmp_path):
+def test_a_parquet_file_without_feature_types_still_shows_its_images(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -108,7 +108,7 @@ def test_a_parquet_file_without_feature_types_still_shows_its_pictures(tmp_path)
     [
         ([png(pixels(0)), None], [0, 1], "row 1: .*the cell is empty"),
         ([png(pixels(0)), b"rubbish"], [0, 1], "row 1: .*no format"),
-        ([png(pixels(0)), png(pixels(1))[:-40]], [0, 1], "row 1: expected a picture"),
+        ([png(pixels(0)), png(pixels(1))[:-40]], [0, 1], "row 1: expected an image"),
         ([png(pixels(0))] * 2, [0, None], "row 1: expected a label from 0 to 1, got None"),
         ([png(pixels(0))] * 2, [0, -1], "row 1: expected a label from 0 to 1, got -1"),
         ([], [], "empty split"),
@@ -156,7 +156,7 @@ def test_missing_columns_are_listed(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"picture \(type Image\), got these columns: text"):
+    with pytest.raises(UserError, match=r"image \(type Image\), got these columns: text"):
         quiet(tmp_path / "train.parquet")
 
 

@@ -23,14 +23,16 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import train_until
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.processes import ALONE, Workers
-from robustsynth.training.augment import augment
-from robustsynth.training.run import Trainer
+from robustsynth.randomness import image_generators
+from robustsynth.training.checkpoints import read_checkpoint
+from robustsynth.training.data import augment
+from robustsynth.training.distributed import Team
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import read_checkpoint
-from robustsynth.training.workers import Rows, Team, own
+from robustsynth.training.trainer import Trainer
 
 STEPS = 6
 PARTS = "parts"
@@ -79,14 +81,8 @@ def train_one(name: str, out: Path, workers: Workers, *, stop: int | None = None
         trainer = Trainer(
             settings_of(name), pictures(), out, device="cpu", precision="float32", workers=workers, resume=resume
         )
-        losses: list[float] = []
-
-        def note(current: Trainer, loss: float) -> bool:
-            losses.append(loss)
-            # Only one process is asked to stop: all must.
-            return not (workers.rank == workers.size - 1 and current.state.step == stop)
-
-        trainer.run(note)
+        # Only one process is asked to stop: all must.
+        losses = train_until(trainer, stop if workers.rank == workers.size - 1 else None)
         np.save(out.parent / f"{out.name}-losses-{workers.rank}.npy", losses)
         state = trainer.state.network.state_dict()
         torch.save(state, out.parent / f"{out.name}-weights-{workers.rank}.pt")
@@ -191,7 +187,8 @@ def test_with_batch_norm_they_differ_by_its_statistics_alone(trained: Path) -> N
     one, two = (read_checkpoint(trained / f"batch norm {n}")["network"] for n in (1, 2))
     assert not torch.allclose(one["fc.weight"], two["fc.weight"], atol=2e-5, rtol=1e-3)
     losses = [np.load(trained / f"batch norm {n}-losses-0.npy") for n in (1, 2)]
-    assert np.allclose(losses[0][:2], losses[1][:2], rtol=0.05)
+    # Of eight seeds the first loss, before any step, differs by up to 0.11.
+    assert np.allclose(losses[0][:2], losses[1][:2], rtol=0.15)
     assert np.allclose(*losses, rtol=0.4)
 
 
@@ -229,16 +226,17 @@ def test_a_run_changes_its_number_of_processes_in_mid_epoch(trained: Path) -> No
 @pytest.mark.parametrize(("size", "batch", "accumulate"), [(2, 12, 1), (2, 15, 3), (3, 14, 2), (5, 5, 1)])
 def test_every_row_is_taken_once_and_shares_add_up(size: int, batch: int, accumulate: int) -> None:
     teams = [Team(Workers(rank, size), batch_size=batch, accumulate=accumulate) for rank in range(size)]
-    taken = torch.cat([team.rows.indices for team in teams if team.rows])
+    taken = torch.cat([team.rows for team in teams if team.rows is not None])
     assert sorted(taken.tolist()) == list(range(batch))
     assert sum(team.share for team in teams) == pytest.approx(1)
     for team in teams:
         assert team.rows is not None
-        assert team.part_rows is not None
-        part = batch // accumulate
-        # Each part of what a process has lies in that part of the batch.
-        for index, rows in enumerate(team.rows.indices.split(len(team.rows.indices) // accumulate)):
-            assert (rows - index * part).tolist() == team.part_rows.indices.tolist()
+        assert team.count == len(team.rows)
+        part, parts = batch // accumulate, team.rows.split(team.count // accumulate)
+        # Each part of what a process has lies in that part of the batch, and at the same places of each.
+        assert 0 <= parts[0].min() <= parts[0].max() < part
+        for index, rows in enumerate(parts):
+            assert (rows - index * part).tolist() == parts[0].tolist()
 
 
 def test_more_processes_than_images_are_refused() -> None:
@@ -248,11 +246,11 @@ def test_more_processes_than_images_are_refused() -> None:
 
 @pytest.mark.parametrize("crop", ["pad", "resized", "none"])
 def test_an_augmentation_depends_on_the_place_in_the_whole_batch(crop: str) -> None:
-    images, rows = torch.rand(7, 3, 16, 16), Rows(torch.tensor([1, 4, 6]), 7)
+    images, rows = torch.rand(7, 3, 16, 16), [1, 4, 6]
     settings = TrainSettings(crop=crop, jitter=0.3)
-    whole = augment(images, settings, torch.Generator().manual_seed(3), side=16)
-    some = augment(own(images, rows), settings, torch.Generator().manual_seed(3), side=16, rows=rows)
-    assert torch.allclose(some, own(whole, rows), atol=1e-6)
+    whole = augment(images, settings, image_generators(3, range(7)), side=16)
+    some = augment(images[rows], settings, image_generators(3, rows), side=16)
+    assert torch.allclose(some, whole[rows], atol=1e-6)
     assert not torch.allclose(whole, images, atol=1e-2)
 
 
@@ -301,7 +299,8 @@ def often(home: Path) -> Path:
     """The command line with a checkpoint at each epoch's end, however short: as if epochs took their minute."""
     program = home / "often.py"
     program.write_text(
-        "import robustsynth.training.run as run\nfrom robustsynth.cli import main\nrun.EPOCH_SECONDS = 0\nmain()\n",
+        "import robustsynth.training.trainer as trainer\nfrom robustsynth.cli import main\n"
+        "trainer.EPOCH_SECONDS = 0\nmain()\n",
         encoding="utf-8",
     )
     return program

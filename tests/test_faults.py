@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib.util
+import io
 import os
 import shutil
 import signal
@@ -24,9 +25,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import robustsynth.data.cache as cache_module
-import robustsynth.training.beginning as beginning
-import robustsynth.training.run as run_module
+import robustsynth.training.checkpoints as checkpoints_module
 import robustsynth.training.step as step_module
+import robustsynth.training.trainer as trainer_module
 from conftest import png
 from robustsynth.cli import main
 from robustsynth.errors import UserError
@@ -40,7 +41,7 @@ from robustsynth.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from robustsynth.training.run import Trainer
+from robustsynth.training.trainer import Trainer
 
 KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 
@@ -64,7 +65,7 @@ QUICK = f"{kills.SETTINGS} {kills.RECIPES['pgd']}".split()
 def checkpoints_at_each_epochs_end() -> Iterator[None]:
     """Epochs are of no time here; those of a real run would have taken a minute."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "EPOCH_SECONDS", 0)
+        patched.setattr(trainer_module, "EPOCH_SECONDS", 0)
         yield
 
 
@@ -158,7 +159,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
         raise Kill
 
     with monkeypatch.context() as patched:
-        patched.setattr("robustsynth.training.state.TrainState.save", killed)
+        patched.setattr("robustsynth.training.checkpoints.TrainState.save", killed)
         with pytest.raises(Kill):
             train(pictures, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["run.json"]
@@ -278,14 +279,27 @@ def test_both_damaged_is_an_error_and_the_best_model_is_left(ended: Path, pictur
     assert result.exit_code == 0, result.output
 
 
-def test_a_checkpoint_of_before_there_were_checksums(ended: Path, whole: Path) -> None:
-    contents = torch.load(ended / BEFORE, weights_only=True)
-    del contents["checksum"]
-    (ended / BEFORE).unlink()
-    torch.save(contents, ended / CHECKPOINT)
-    assert read_checkpoint(ended)["step"] == 8
-    assert resume(ended).exit_code == 0
-    assert_same(ended, whole)
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("number", [None, 1, 99])
+def test_a_checkpoint_of_another_format_is_refused_and_left_as_it_is(
+    ended: Path, pictures: Path, tmp_path: Path, number: int | None, sealed: bool
+) -> None:
+    """Those of 0.1.0 have no number, and before that no checksum."""
+    contents = torch.load(ended / CHECKPOINT, weights_only=True) | {"format": number}
+    for name in ("format", "attack_level", "good") if number is None else ():
+        contents.pop(name)
+    packed = io.BytesIO()
+    torch.save(contents, packed)
+    if sealed:
+        checkpoints_module._add_checksum(packed, 12)
+    (ended / CHECKPOINT).write_bytes(packed.getvalue())
+    files = {path: path.read_bytes() for path in ended.iterdir()}
+    told = refused(
+        resume(ended), f"got format {number or 1}, of another version of robustsynth", "go on with that version"
+    )
+    assert f"begin again in another --out, also from the best model so far: --fine-tune {ended}" in told
+    assert {path: path.read_bytes() for path in ended.iterdir()} == files
+    assert train(pictures, tmp_path / "again", "--fine-tune", ended).exit_code == 0
 
 
 def test_what_a_killed_writer_left_is_removed_and_both_names_are_kept(tmp_path: Path) -> None:
@@ -495,12 +509,12 @@ def all_unreadable(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (empty_class, ("blue: expected the pictures of a class, got none", "remove the folder")),
+        (empty_class, ("blue: expected the images of a class, got none", "remove the folder")),
         (class_of_one, ("at least 2 images of each class", "of 'blue'", "add images")),
         (only_one_class, ("at least two classes, got 1 (green)",)),
-        (truncated, ("red/002.png: expected a picture that can be decoded", "Replace it or take it out")),
-        (seven_unreadable, ("red/000.png: expected a picture", "6 more cannot be decoded either", "red/010.png, …")),
-        (all_unreadable, ("green/001.png: expected a picture that can be decoded, got an empty file",)),
+        (truncated, ("red/002.png: expected an image that can be decoded", "Replace it or take it out")),
+        (seven_unreadable, ("red/000.png: expected an image", "6 more cannot be decoded either", "red/010.png, …")),
+        (all_unreadable, ("green/001.png: expected an image that can be decoded, got an empty file",)),
     ],
 )
 def test_faults_of_class_folders_are_named(
@@ -571,7 +585,7 @@ def test_a_folder_that_disappears_while_it_is_read(own: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(cache_module, "decode", decode)
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
-    refused(train(own, tmp_path / "out"), "001.png: expected a picture that can be decoded", "59 more")
+    refused(train(own, tmp_path / "out"), "001.png: expected an image that can be decoded", "59 more")
     assert list((tmp_path / "cache" / "data").iterdir()) == []
 
 
@@ -619,7 +633,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(beginning, "only_writer", functools.partial(beginning.only_writer, patience=0.1))
+    monkeypatch.setattr(trainer_module, "only_writer", functools.partial(trainer_module.only_writer, patience=0.1))
     out = tmp_path / "out"
     program = (
         "import sys, time\nfrom robustsynth.files import only_writer\n"
@@ -638,13 +652,13 @@ def test_a_folder_that_another_process_trains_in_is_refused(
 def test_ctrl_c_while_seeds_are_fitted_does_not_call_a_finished_run_stopped(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = run_module.finish_model
+    finish = trainer_module.finish_model
 
     def interrupted(*given: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         finish(*given)
 
-    monkeypatch.setattr(run_module, "finish_model", interrupted)
+    monkeypatch.setattr(trainer_module, "finish_model", interrupted)
     result = train(pictures, tmp_path / "out")
     assert (result.exit_code, "best of the run" in result.output) == (0, True), result.output
 
@@ -654,8 +668,8 @@ def test_ctrl_c_once_more_stops_at_once(pictures: Path, tmp_path: Path, monkeypa
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(run_module, "right_clean_and_attacked", evaluation)
+    monkeypatch.setattr(trainer_module, "count_clean_and_robust", evaluation)
     assert train(pictures, tmp_path / "out").exit_code == 130
     monkeypatch.undo()
-    monkeypatch.setattr(run_module, "EPOCH_SECONDS", 0)
+    monkeypatch.setattr(trainer_module, "EPOCH_SECONDS", 0)
     assert resume(tmp_path / "out").exit_code == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,27 +18,33 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, fx, nn
 
-from conftest import VERY_DEEP, WITHOUT_RELU, pixels, png, random_statistics
+import robustsynth as rs
+from conftest import VERY_DEEP, WITHOUT_RELU, pixels, png, quiet, random_statistics
 from robustsynth.cli import main
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.files import only_writer
 from robustsynth.images import read_image, to_uint8
 from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.files import load_model
 from robustsynth.models.representation import feature_network, last_linear
-from robustsynth.objectives import Distance
-from robustsynth.tasks import features
-from robustsynth.tasks.feature_settings import FeatureSettings
+from robustsynth.objectives import Activation, Distance, Roughness
+from robustsynth.sheet import LABEL_WIDTH
+from robustsynth.solver import Interrupted, Progress
+from robustsynth.tasks import features as tasks_features
 from robustsynth.tasks.features import (
-    FeatureActivation,
-    Roughness,
+    Looked,
+    UnitRow,
+    check_units,
+    choose_units,
+    classes_raised,
     draw_atlas,
-    feature_atlas,
-    feature_rows,
+    feature_steps,
+    features,
     noise,
     resolve_features,
 )
-from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds
+from robustsynth.tasks.settings import FeatureSettings
 
 FIXED = {"precision": "float32", "batch_size": 4}
 
@@ -264,14 +272,14 @@ def flat(x: Tensor) -> Tensor:
 def test_feature_activation_is_minus_the_units_activation():
     units = torch.tensor([3, 0, 6, 3])
     expected = -flat(IMAGES)[range(4), units]
-    assert torch.equal(FeatureActivation(flat, units)(IMAGES), expected)
-    assert torch.equal(FeatureActivation(flat, 3)(IMAGES), -flat(IMAGES)[:, 3])
-    both = 0.1 * FeatureActivation(flat, units) + 90 * Distance(IMAGES.flip(0))
+    assert torch.equal(Activation(flat, units)(IMAGES), expected)
+    assert torch.equal(Activation(flat, 3)(IMAGES), -flat(IMAGES)[:, 3])
+    both = 0.1 * Activation(flat, units) + 90 * Distance(IMAGES.flip(0))
     torch.testing.assert_close(both(IMAGES), 0.1 * expected + 90 * Distance(IMAGES.flip(0))(IMAGES))
 
 
 def test_feature_activation_of_a_classifier_runs_the_fast_network(tiny):
-    objective = FeatureActivation(tiny, [0, 1, 2, 3])
+    objective = Activation(tiny, [0, 1, 2, 3])
     assert objective.network is feature_network(tiny)
     x = IMAGES.clone().requires_grad_(True)
     (grad,) = torch.autograd.grad(objective(x)[1], x)
@@ -293,7 +301,7 @@ def test_feature_activation_of_a_classifier_runs_the_fast_network(tiny):
 )
 def test_bad_units(units, message):
     with pytest.raises(UserError, match=message):
-        FeatureActivation(flat, units)(IMAGES)
+        Activation(flat, units)(IMAGES)
 
 
 def test_roughness_counts_every_neighbour():
@@ -341,13 +349,13 @@ def test_chosen_units_are_different_and_as_many_as_there_are(num, seed):
     assert len(units) == len(set(units)) == min(num, useful)
 
 
-def test_classes_that_a_unit_feeds():
+def test_classes_that_a_unit_raises():
     model = with_head(HEAD)
     weights = last_linear(model).weight.detach()
-    assert [name for name, _ in feeds(model, weights, 0)] == ["cat", "ship"], "dog's 0.05 is next to nothing"
-    assert [name for name, _ in feeds(model, weights, 2)] == ["ship", "dog"]
-    assert feeds(model, weights, 3) == feeds(model, weights, 4) == ()
-    assert feeds(model, weights[:2], 0) == (), "a layer that does not give the logits says nothing of classes"
+    assert [name for name, _ in classes_raised(model, weights, 0)] == ["cat", "ship"], "dog's 0.05 is next to nothing"
+    assert [name for name, _ in classes_raised(model, weights, 2)] == ["ship", "dog"]
+    assert classes_raised(model, weights, 3) == classes_raised(model, weights, 4) == ()
+    assert classes_raised(model, weights[:2], 0) == (), "a layer that does not give the logits says nothing of classes"
 
 
 def test_units_are_checked():
@@ -372,35 +380,36 @@ def test_units_cannot_be_chosen_by_a_layer_that_does_not_give_the_logits():
     model = Classifier.wrap(Doubled(), classes=4, mean=[0.5] * 3, std=[0.5] * 3, image_size=2)
     with pytest.raises(UserError, match="gives 2 numbers; say which units"):
         choose_units(model)
-    (row,) = feature_atlas(model, [7], steps=1, drawn=1, **FIXED).rows
-    assert row.feeds == ()
+    (row,) = features(model, [7], steps=1, drawn=1, **FIXED).rows
+    assert row.classes == ()
 
 
 def test_top_images_are_those_of_the_classifiers_own_features(tiny):
     data = np.stack([pixels(i, 16) for i in range(11)])
-    network = feature_network(tiny, **FIXED)
-    seen: list[int] = []
-    top = TopImages.of(network, tiny, [5, 1], data, 3, seen.append)
-    assert sum(seen) == 11
+    settings = resolve_features(tiny, given={"steps": 0, "drawn": 1, "top": 3})
+    steps = list(feature_steps(tiny, [5, 1], settings, data=data, **FIXED))
+    assert [each for each in steps if isinstance(each, Looked)] == [Looked(4, 11), Looked(8, 11), Looked(11, 11)]
     with torch.no_grad():
         exact = tiny.features(torch.from_numpy(data).permute(0, 3, 1, 2) / 255)
-    for unit in (5, 1):
-        indices, activations, pictures = top.of_unit(unit)
-        assert list(indices) == exact[:, unit].argsort(descending=True)[:3].tolist()
-        np.testing.assert_allclose(activations, exact[list(indices), unit], atol=1e-4)
-        assert np.array_equal(pictures, data[list(indices)])
+    for row in (each for each in steps if isinstance(each, UnitRow)):
+        indices = list(row.top_indices)
+        assert indices == exact[:, row.unit].argsort(descending=True)[:3].tolist()
+        np.testing.assert_allclose(row.top_activations, exact[indices, row.unit], atol=1e-4)
+        assert np.array_equal(row.top_images, data[indices])
 
 
 def test_top_images_of_few_none_and_wrong_data(tiny):
-    network = feature_network(tiny, **FIXED)
+    def row(data, top=8):
+        return features(tiny, 0, data=data, top=top, steps=0, drawn=1, **FIXED).rows[0]
+
     two = np.stack([pixels(i, 16) for i in range(2)])
-    assert len(TopImages.of(network, tiny, [0], two, 8).of_unit(0)[0]) == 2
+    assert len(row(two).top_indices) == 2
     for data, count in ((None, 8), (two, 0), (two[:0], 8)):
-        indices, activations, pictures = TopImages.of(network, tiny, [0], data, count).of_unit(0)
-        assert (indices, activations, pictures.shape) == ((), (), (0, 16, 16, 3))
+        none = row(data, count)
+        assert (none.top_indices, none.top_activations, none.top_images.shape) == ((), (), (0, 16, 16, 3))
     for wrong in (two[..., :1], two[:, :8], two.astype(np.float32), two[0]):
         with pytest.raises(UserError, match=r"data as uint8 \(N, 16, 16, 3\) for model 'tiny'"):
-            TopImages.of(network, tiny, [0], wrong, 8)
+            row(wrong)
 
 
 # ---- the atlas ----------------------------------------------------------------------------------------------------
@@ -408,9 +417,9 @@ def test_top_images_of_few_none_and_wrong_data(tiny):
 
 def test_atlas_raises_its_units(tiny):
     units = choose_units(tiny, num=4)
-    atlas = feature_atlas(tiny, units, steps=8, drawn=2, **FIXED)
+    atlas = features(tiny, units, steps=8, drawn=2, **FIXED)
     assert [row.unit for row in atlas.rows] == units
-    start = feature_atlas(tiny, units, steps=0, drawn=2, **FIXED)
+    start = features(tiny, units, steps=0, drawn=2, **FIXED)
     for row, before in zip(atlas.rows, start.rows, strict=True):
         assert row.images.shape == (2, 3, 16, 16)
         assert 0 <= float(row.images.min()) <= float(row.images.max()) <= 1
@@ -422,10 +431,49 @@ def test_atlas_raises_its_units(tiny):
             )
 
 
+def test_features_in_python(tiny, folder_of_pictures, monkeypatch):
+    assert rs.features is features
+    data = quiet(folder_of_pictures, image_size=16)
+    settings = {"steps": 2, "drawn": 2, "top": 1} | FIXED
+    atlas = rs.features(tiny, classes=["ship", 0], num=3, data=data, **settings)
+    assert [row.unit for row in atlas.rows] == choose_units(tiny, [1, 0], num=3)
+    assert all(len(row.top_indices) == 1 for row in atlas.rows)
+    with pytest.raises(UserError, match="units or classes, got both"):
+        rs.features(tiny, 3, classes=["cat"])
+    plain, seen = tasks_features.solve, []
+
+    def solve(*arguments, **given):
+        for progress in plain(*arguments, **given):
+            yield progress
+            seen.append(progress)
+            if len(seen) == 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks_features, "solve", solve)
+    with pytest.raises(Interrupted) as stopped:
+        rs.features(tiny, [row.unit for row in atlas.rows], **settings)
+    assert [state.status for state in stopped.value.states] == ["finished"] * 4 + ["stopped"] * 2
+    assert torch.equal(torch.stack(stopped.value.images[:4]), torch.cat([row.images for row in atlas.rows[:2]]))
+
+
+def test_leaving_the_loop_keeps_the_rows_that_are_done(tiny):
+    settings = resolve_features(tiny, given={"steps": 2, "drawn": 3})
+    whole = features(tiny, [2, 4, 6], steps=2, drawn=3, **FIXED)
+    rows = []
+    for each in feature_steps(tiny, [2, 4, 6], settings, **FIXED):
+        if isinstance(each, UnitRow):
+            rows.append(each)
+        elif isinstance(each, Progress) and each.finished:
+            break
+    assert [row.unit for row in rows] == [2], "a batch of four holds all images of one unit"
+    assert torch.equal(rows[0].images, whole.rows[0].images)
+    assert rows[0].record() == whole.rows[0].record()
+
+
 def test_a_picture_depends_on_its_seed_unit_and_number_alone(tiny):
     def drawn(units, **settings):
         given = {"steps": 2, "drawn": 2, "shift": 1} | FIXED | settings
-        return {row.unit: row.images for row in feature_atlas(tiny, units, **given).rows}
+        return {row.unit: row.images for row in features(tiny, units, **given).rows}
 
     many, alone = drawn([3, 9, 1, 7, 0]), drawn([7])
     assert torch.equal(many[7], alone[7])
@@ -437,7 +485,8 @@ def test_a_picture_depends_on_its_seed_unit_and_number_alone(tiny):
 @pytest.mark.parametrize(("batch_size", "drawn"), [(1, 2), (4, 3), (8, 1), (8, 5)])
 def test_rows_come_as_they_are_done(tiny, batch_size, drawn):
     settings = dataclasses.replace(resolve_features(tiny), steps=1, drawn=drawn)
-    rows = feature_rows(tiny, [2, 4, 6], settings, precision="float32", batch_size=batch_size)
+    steps = list(feature_steps(tiny, [2, 4, 6], settings, precision="float32", batch_size=batch_size))
+    rows = [each for each in steps if isinstance(each, UnitRow)]
     assert [(row.unit, len(row.images), len(row.activations)) for row in rows] == [(u, drawn, drawn) for u in (2, 4, 6)]
 
 
@@ -447,7 +496,7 @@ def test_a_dead_unit_is_drawn_straight_through_alone(tiny):
         before = tiny.features(noise(tiny, [torch.Generator().manual_seed(0)], level=0.5, contrast=0.05))[0, 2]
         tiny.network.layer4[-1].bn2.bias[2] -= 3 * before + 1
     straight, plain = (
-        feature_atlas(tiny, [2], steps=40, eps=20.0, step_size=1.0, drawn=1, straight_through=on, **FIXED).rows[0]
+        features(tiny, [2], steps=40, eps=20.0, step_size=1.0, drawn=1, straight_through=on, **FIXED).rows[0]
         for on in (True, False)
     )
     assert plain.activations == (0.0,)
@@ -513,7 +562,7 @@ def test_noise_starts_between_grey_and_the_models_mean():
         ({"norm": "l3"}, "norm of l2, linf, got 'l3'"),
         ({"step_schedule": "cosine"}, "step_schedule of constant, linear, got 'cosine'"),
         ({"level": 1.5}, "level from 0 to 1, got 1.5"),
-        ({"drawn": 0}, "1 or more drawn pictures of each unit, got 0"),
+        ({"drawn": 0}, "1 or more drawn images of each unit, got 0"),
         ({"top": -1}, "finite top of 0 or more, got -1"),
         ({"straight_through": 1}, "straight_through as bool, got 1"),
     ],
@@ -525,7 +574,7 @@ def test_bad_settings(wrong, said):
 
 def test_models_without_a_size_are_refused():
     model = Classifier.wrap(pooled(nn.ReLU()), classes=4, mean=[0.5] * 3, std=[0.5] * 3)
-    for use in (feature_atlas, last_linear):
+    for use in (features, last_linear):
         with pytest.raises(UserError, match="model with an image size"):
             use(model)
     with pytest.raises(UserError, match="model with an image size"):
@@ -536,16 +585,16 @@ def test_broken_weights_are_named(tiny):
     with torch.no_grad():
         tiny.network.conv1.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="got NaN or infinity for image 0 at step 0"):
-        feature_atlas(tiny, [2], steps=2, drawn=1, **FIXED)
+        features(tiny, [2], steps=2, drawn=1, **FIXED)
 
 
 # ---- the sheet ----------------------------------------------------------------------------------------------------
 
 
-def row(side: int = 16, *, drawn: int = 2, top: int = 0, channels: int = 3, feeds=(("cat", 0.5),)) -> features.UnitRow:
-    return features.UnitRow(
+def row(side: int = 16, *, drawn: int = 2, top: int = 0, channels: int = 3, classes=(("cat", 0.5),)) -> UnitRow:
+    return UnitRow(
         unit=7,
-        feeds=feeds,
+        classes=classes,
         images=torch.zeros(drawn, channels, side, side),
         activations=tuple(float(i) for i in range(drawn)),
         top_indices=tuple(range(top)),
@@ -556,21 +605,21 @@ def row(side: int = 16, *, drawn: int = 2, top: int = 0, channels: int = 3, feed
 
 @pytest.mark.parametrize("side", [1, 16, 28, 32, 128, 224])
 @pytest.mark.parametrize("top", [0, 5])
-def test_every_picture_is_on_the_sheet(side, top):
-    sheet = draw_atlas([row(side, top=top), row(side, top=top)], title="units")
+def test_every_image_is_on_the_sheet(side, top):
+    atlas = draw_atlas([row(side, top=top), row(side, top=top)], title="units")
     factor = max(1, 128 // side)
-    assert sheet.dtype == np.uint8
+    assert atlas.dtype == np.uint8
     # Drawn ones are black all over, top ones of one grey; letters are of neither.
-    assert (sheet == 0).all(-1).sum() == 2 * 2 * (side * factor) ** 2
-    assert (sheet == 200).all(-1).sum() >= 2 * top * (side * factor) ** 2
-    assert (sheet[:, -8:] == 255).all(), "a margin"
+    assert (atlas == 0).all(-1).sum() == 2 * 2 * (side * factor) ** 2
+    assert (atlas == 200).all(-1).sum() >= 2 * top * (side * factor) ** 2
+    assert (atlas[:, -8:] == 255).all(), "a margin"
 
 
 def test_the_sheet_writes_what_it_shows():
     plain = draw_atlas([row()], title="units")
     for other in (
         draw_atlas([row()], title="others"),
-        draw_atlas([row(feeds=())], title="units"),
+        draw_atlas([row(classes=())], title="units"),
         draw_atlas([row()], title="units", drawn_as="elsewise"),
         draw_atlas([dataclasses.replace(row(), unit=8)], title="units"),
         draw_atlas([dataclasses.replace(row(), activations=(0.0, 9.0))], title="units"),
@@ -582,14 +631,16 @@ def test_the_sheet_writes_what_it_shows():
     "name", ["great white shark, white shark, man-eater, man-eating shark", "猫" * 40, "", "W" * 99]
 )
 def test_long_and_foreign_names_stay_in_their_column(name):
-    sheet = draw_atlas([row(feeds=((name, 0.5),))], title="units")
-    assert sheet.shape[1] <= 2 * 128 + 190 + 50
-    assert (sheet == 0).all(-1).sum() == 2 * 128**2, "no letter lies on an image"
+    atlas = draw_atlas([row(classes=((name, 0.5),))], title="units")
+    usual = draw_atlas([row()], title="units")
+    assert atlas.shape[0] <= usual.shape[0] + 40, "a note at the foot where no font has the letters"
+    assert atlas.shape[1] <= usual.shape[1] + LABEL_WIDTH
+    assert (atlas == 0).all(-1).sum() == 2 * 128**2, "no letter lies on an image"
 
 
-def test_grey_pictures_and_uneven_rows():
+def test_grey_images_and_uneven_rows():
     assert draw_atlas([row(channels=1, top=2), row(channels=1, top=1)], title="digits").shape[2] == 3
-    with pytest.raises(UserError, match="one or more images to draw"):
+    with pytest.raises(UserError, match="one or more units to draw"):
         draw_atlas([], title="none")
 
 
@@ -620,7 +671,8 @@ def test_features_writes_an_atlas_its_numbers_and_settings(tiny_folder, folder_o
     data = ("--data", folder_of_pictures, "--split", "train", "--top", "3")
     result = features_of(tiny_folder, out, "--units", "3,0", *data)
     assert result.exit_code == 0, result.output
-    assert sorted(os.listdir(out)) == ["atlas.png", "features.json", "settings.json"]
+    drawn = [f"unit-{unit}-{number}.png" for unit in (0, 3) for number in (0, 1)]
+    assert sorted(os.listdir(out)) == ["atlas.png", "features.json", "settings.json", *drawn]
     found = json.loads((out / "features.json").read_text())
     assert [entry["unit"] for entry in found] == [3, 0]
     assert set(found[0]) == {"unit", "classes", "activation_reached", "top_images"}
@@ -710,24 +762,120 @@ def test_what_is_there_is_not_replaced_unasked(tiny_folder, tmp_path):
     refused(features_of(tiny_folder, tmp_path / "file", "--units", "2"), "is a file")
 
 
-def test_stopped_by_the_user_it_keeps_the_units_that_are_done(tiny_folder, tmp_path, monkeypatch):
-    plain, begun = features.solve_in_batches, []
+def interrupted(monkeypatch, step, number=signal.SIGINT):
+    """A signal at the given `Progress` or `Looked` of those that follow."""
+    plain, seen = tasks_features.feature_steps, []
 
-    def solve(*arguments, **settings):
-        for batch in plain(*arguments, **settings):
-            begun.append(batch)
-            if len(begun) == 2:
-                raise KeyboardInterrupt
-            yield batch
+    def steps(*arguments, **settings):
+        for each in plain(*arguments, **settings):
+            if not isinstance(each, UnitRow):
+                seen.append(each)
+                if len(seen) == step:
+                    signal.raise_signal(number)
+            yield each
 
-    monkeypatch.setattr(features, "solve_in_batches", solve)
-    result = features_of(tiny_folder, tmp_path, "--units", "3,5,7")
+    monkeypatch.setattr(tasks_features, "feature_steps", steps)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("step", "done"), [(1, []), (2, []), (3, [3, 5]), (5, [3, 5])])
+def test_stopped_by_the_user_it_keeps_the_units_that_are_done(
+    tiny_folder, tmp_path, monkeypatch, folder_of_pictures, step, done, number
+):
+    asked = ("--units", "3,5,7", "--data", folder_of_pictures, "--split", "train", "--top", "2")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert features_of(tiny_folder, whole, *asked).exit_code == 0
+    with monkeypatch.context() as patched:
+        interrupted(patched, 2 + step, number)  # The eight images of the data are looked at in two batches.
+        result = features_of(tiny_folder, out, *asked)
     assert result.exit_code == 130
-    assert "2 of 3 units" in result.output
-    assert [entry["unit"] for entry in json.loads((tmp_path / "features.json").read_text())] == [3, 5]
-    monkeypatch.undo()
-    assert features_of(tiny_folder, tmp_path, "--units", "3,5,7").exit_code == 0, "the same command makes it whole"
-    assert len(json.loads((tmp_path / "features.json").read_text())) == 3
+    assert "Traceback" not in result.output
+    assert (f"{len(done)} of 3 units" if done else "nothing is done") in result.output
+    assert json.loads((out / "settings.json").read_text())["done"] == len(done)
+    if done:
+        assert [entry["unit"] for entry in json.loads((out / "features.json").read_text())] == done
+        with Image.open(out / "atlas.png") as part, Image.open(whole / "atlas.png") as all_of_it:
+            assert part.height < all_of_it.height
+    result = features_of(tiny_folder, out, *asked)
+    assert result.exit_code == 0, "the same command makes it whole"
+    assert ("2 of 3 units are there already" in result.output) == bool(done)
+    assert files(out) == files(whole)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_stopped_while_looking_and_twice(tiny_folder, tmp_path, monkeypatch, folder_of_pictures):
+    data = ("--data", folder_of_pictures, "--split", "train")
+    interrupted(monkeypatch, 1)
+    result = features_of(tiny_folder, tmp_path, "--units", "3", *data)
+    assert result.exit_code == 130
+    assert "nothing is done" in result.output
+    assert os.listdir(tmp_path) == ["settings.json"]
+
+
+def test_rows_that_are_there_are_not_drawn_again(tiny_folder, tmp_path, monkeypatch):
+    asked = ("--units", "3,5,7")
+    assert features_of(tiny_folder, tmp_path, *asked).exit_code == 0
+    whole = files(tmp_path)
+    (tmp_path / "unit-5-1.png").write_bytes(b"damaged")
+    (tmp_path / "atlas.png").unlink()
+    plain, drawn = tasks_features.feature_steps, []
+
+    def steps(model, units, *arguments, **settings):
+        drawn.extend(units)
+        return plain(model, units, *arguments, **settings)
+
+    monkeypatch.setattr(tasks_features, "feature_steps", steps)
+    assert "2 of 3 units are there already" in features_of(tiny_folder, tmp_path, *asked).output
+    assert (drawn, files(tmp_path)) == ([5], whole)
+    for damaged in ("{", "[3]", "null", '[{"unit": 3}]', '[{"unit": 3, "classes": [], "activation_reached": [1]}]'):
+        drawn.clear()
+        (tmp_path / "features.json").write_text(damaged)
+        assert features_of(tiny_folder, tmp_path, *asked).exit_code == 0
+        assert (drawn, files(tmp_path)) == ([3, 5, 7], whole)
+    drawn.clear()
+    assert "3 of 3 units are there already" in features_of(tiny_folder, tmp_path, *asked).output
+    assert drawn == []
+    assert features_of(tiny_folder, tmp_path, *asked, "--trajectory", "gif").exit_code == 0
+    assert drawn == [3, 5, 7], "their animations are missing"
+
+
+def test_a_folder_of_the_first_version_is_continued_or_refused(tiny_folder, tmp_path):
+    """It has no images of single units, and no versions that matter."""
+    assert features_of(tiny_folder, tmp_path, "--units", "1").exit_code == 0
+    whole = files(tmp_path)
+    for path in tmp_path.glob("unit-*"):
+        path.unlink()
+    assert features_of(tiny_folder, tmp_path, "--units", "1").exit_code == 0
+    assert files(tmp_path) == whole
+    refused(features_of(tiny_folder, tmp_path, "--units", "1", "--batch-size", "2"), "batch size", "--overwrite")
+
+
+def test_overwriting_removes_the_units_of_before_alone(tiny_folder, tmp_path):
+    assert features_of(tiny_folder, tmp_path, "--units", "1", "--trajectory", "gif").exit_code == 0
+    (tmp_path / "unit-1-notes.png").write_text("mine")
+    assert features_of(tiny_folder, tmp_path, "--units", "2", "--overwrite").exit_code == 0
+    names = {"atlas.png", "features.json", "settings.json", "unit-1-notes.png", "unit-2-0.png", "unit-2-1.png"}
+    assert set(os.listdir(tmp_path)) == names
+    (tmp_path / "settings.json").unlink()
+    refused(features_of(tiny_folder, tmp_path, "--units", "2"), "holds atlas.png without settings.json")
+
+
+def test_drawn_images_say_what_they_are(tiny_folder, tmp_path):
+    assert features_of(tiny_folder, tmp_path, "--units", "1").exit_code == 0
+    with Image.open(tmp_path / "unit-1-1.png") as image:
+        said = json.loads(image.text["robustsynth"])
+        assert image.size == (16, 16)
+    assert (said["task"], said["model"]["name"], said["unit"], said["number"]) == ("features", "tiny", 1, 1)
+
+
+def test_one_writer_at_a_time(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustsynth.files.only_writer", partial(only_writer, patience=0))
+    with only_writer(tmp_path):
+        refused(features_of(tiny_folder, tmp_path, "--units", "1"), "another process")
+    assert not os.listdir(tmp_path)
 
 
 def test_digits_in_grey(digits_folder, tmp_path):
@@ -744,8 +892,8 @@ def test_every_setting_is_an_option_with_help():
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
 def test_bundled_models_can_be_drawn(name):
     model = load_model(name, device="cpu")
-    atlas = feature_atlas(model, num=2, drawn=1, steps=10, **FIXED)
-    start = feature_atlas(model, [row.unit for row in atlas.rows], drawn=1, steps=0, **FIXED)
+    atlas = features(model, num=2, drawn=1, steps=10, **FIXED)
+    start = features(model, [row.unit for row in atlas.rows], drawn=1, steps=0, **FIXED)
     for row, before in zip(atlas.rows, start.rows, strict=True):
         assert row.activations[0] > before.activations[0] + 1
         assert not np.array_equal(to_uint8(row.images), to_uint8(before.images))

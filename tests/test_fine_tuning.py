@@ -13,15 +13,15 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from conftest import TINY_CLASSES, pictures_of_classes
+from conftest import TINY_CLASSES, pictures_of_classes, train_until
 from robustsynth.cli import main
 from robustsynth.data import ImageData
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.files import load_model
+from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.fine_tuning import network_of_model
-from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import read_checkpoint
+from robustsynth.training.trainer import Trainer
 
 
 def pictures(classes: tuple[str, ...], *, channels: int = 3) -> ImageData:
@@ -92,7 +92,7 @@ def test_what_differs_is_told(tiny_folder: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_exactly_where_the_model_is_gone(tiny_copy: Path, tmp_path: Path) -> None:
     data = pictures(("ship", "yak"))
     begun(tiny_copy, tmp_path / "whole", data).run()
-    begun(tiny_copy, tmp_path / "parts", data).run(lambda t, _: t.state.step != 3)
+    train_until(begun(tiny_copy, tmp_path / "parts", data), 3)
     shutil.rmtree(tiny_copy)
     begun(tiny_copy, tmp_path / "parts", data, resume=True).run()
     for part in ("network", "average"):

@@ -15,11 +15,10 @@ from PIL import Image
 import robustsynth.training.forecast as forecast_module
 from robustsynth.cli import main
 from robustsynth.data import ImageData
-from robustsynth.data.describing import describe_data
-from robustsynth.data.loading import load_data
+from robustsynth.data.load import describe_data, load_data
 from robustsynth.training.forecast import CHECKPOINTS, forecast
-from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings
+from robustsynth.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

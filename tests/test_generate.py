@@ -1,4 +1,4 @@
-"""Generation: the same seed gives the same bytes, whatever other images are drawn, and settings are found in the right order."""
+"""Generation: the same seed gives the same bytes whatever else is drawn, and settings are found in the right order."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_bad_labels(tiny, labels, message):
     "labels", [None, [None], {"cat": 1}, [[0], [1, 2]], "shp", ["cat", "shp"], ["cat", 3], object()]
 )
 def test_what_is_no_label_is_refused(tiny, labels):
-    with pytest.raises(UserError, match="label|class"):
+    with pytest.raises(UserError, match=r"label|class"):
         generate(tiny, labels, **FIXED)
 
 

@@ -19,10 +19,13 @@ FILES = {
 
 LAYERS = [
     {"errors", "files", "presets", "rendezvous"},
-    {"randomness", "resampling", "images", "animations", "sheet", "masks", "fills", "constraints", "loop"}
-    | {"processes", "memory"},
+    {"processes", "memory", "randomness", "resampling"},
+    {"constraints", "loop"},
+    {"images", "animations"},
+    {"sheet", "masks", "fills"},
     {"models", "data"},
-    {"objectives", "seeds", "mixtures", "solver", "run_folder"},
+    {"objectives", "seeds", "views"},
+    {"run_folder", "solver"},
     {"tasks", "training", "evaluation"},
     {"cli"},
     {"__main__"},
@@ -77,7 +80,7 @@ def test_the_test_sees_a_wrong_import(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text("def f():\n    from robustsynth.tasks import generate\n", encoding="utf-8")
     assert faults("robustsynth.loop", imports_of(wrong))
-    assert faults("robustsynth.training.run", imports_of(wrong))
+    assert faults("robustsynth.training.trainer", imports_of(wrong))
     assert not faults("robustsynth.cli.demo", imports_of(wrong))
     wrong.write_text("from robustsynth import models\n", encoding="utf-8")
     assert faults("robustsynth.data.cache", imports_of(wrong))

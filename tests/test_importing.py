@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from conftest import random_statistics
 from robustsynth.cli import main
-from robustsynth.cli.known_data import data_facts
+from robustsynth.data.specs import find_spec
 from robustsynth.errors import UserError
 from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.card import ModelCard
@@ -421,12 +421,12 @@ def test_a_normalisation_that_makes_no_sense_is_an_error(tmp_path, given, said):
             "expected names for the 4 classes.*--classes a,b,… .*--classes 4 to number them, or --data",
         ),
         ({"classes": ("a", "b")}, "as many classes as the last layer of a.pt has rows, 4, got 2 from --classes"),
-        ({"classes": None, "data": data_facts("cifar10")}, "rows, 4, got 10 from --data cifar10"),
+        ({"classes": None, "data": find_spec("cifar10")}, "rows, 4, got 10 from --data cifar10"),
         ({"classes": 5}, "rows, 4, got 5"),
         ({"classes": ("a", "a", "b", "c")}, "different class names"),
         ({"image_size": None}, r"expected the side of the images.*resnet18 .* up to 64 pixels.*--image-size"),
         ({"image_size": 224}, "got --image-size 224.*not among the architectures here"),
-        ({"image_size": None, "classes": None, "data": data_facts("imagenet")}, "got --data imagenet: 224"),
+        ({"image_size": None, "classes": None, "data": find_spec("imagenet")}, "got --data imagenet: 224"),
         ({"mean": None}, "expected --mean and --std together"),
         ({"mean": None, "std": None}, "expected a normalisation, which a.pt does not hold: give --mean and --std"),
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "for each of the 3 channels"),
@@ -442,14 +442,14 @@ def test_what_the_file_does_not_tell_is_asked_for(tmp_path, given, said):
 def test_a_data_set_with_several_normalisations_is_a_doubt(tmp_path):
     path = saved(tmp_path, network_of("resnet18", classes=10).state_dict())
     with pytest.raises(UserError) as error:
-        read_foreign(path, data=data_facts("cifar10"))
+        read_foreign(path, data=find_spec("cifar10"))
     for choice in ("0.2023,0.1994,0.201 (robustness)", "0.247,0.2435,0.2616", "--mean 0.0,0.0,0.0 --std 1.0,1.0,1.0"):
         assert choice in str(error.value)
 
 
 def test_a_data_set_with_one_normalisation_tells_it(tmp_path):
     path = saved(tmp_path, network_of("resnet18", 224, classes=1000).state_dict())
-    found = read_foreign(path, data=data_facts("imagenet"))
+    found = read_foreign(path, data=find_spec("imagenet"))
     assert (found.normalisation, found.classifier.image_size) == ("ImageNet's", 224)
     torch.testing.assert_close(found.classifier.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
 
@@ -458,7 +458,7 @@ def test_the_librarys_own_normalisation_goes_with_its_names(tmp_path):
     """A file with the attacker's copy is the library's, whose CIFAR-10 has one normalisation alone."""
     state = of_robustness(network_of("resnet18", classes=10), *CIFAR_NAMES)
     path = saved(tmp_path, {k: v for k, v in state.items() if "new_" not in k})
-    assert read_foreign(path, data=data_facts("cifar10")).normalisation == "robustness"
+    assert read_foreign(path, data=find_spec("cifar10")).normalisation == "robustness"
 
 
 @pytest.mark.parametrize("place", ["", "model.", "module.model."])

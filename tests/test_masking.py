@@ -160,7 +160,7 @@ def test_a_radius_is_needed(honest: tuple[nn.Module, np.ndarray, np.ndarray], ep
 @pytest.mark.parametrize(("name", "norm", "eps"), [("cifar10-small", "l2", 0.5)])
 def test_bundled_classifiers_are_not_accused(name: str, norm: str, eps: float) -> None:
     """On draws of their own seeds, which look enough like their classes to be held. Digits so drawn are not like
-    digits, and there another step size does tell; docs/evaluation.md has real ones."""
+    digits, and there another step size does tell; docs/guide/evaluation.md has real ones."""
     model = load_model(name, device="cpu")
     from robustsynth.tasks.generate import generate
 

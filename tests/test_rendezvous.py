@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustsynth.rendezvous import job_store, met, note_begun, was_begun
+from robustsynth.rendezvous import job_store, join_round, note_begun, was_begun
 
 SECONDS = 20
 """A round that is not complete by then hangs."""
@@ -22,7 +22,7 @@ def round_of(store: dist.Store, size: int, order: list[int], pause: float = 0) -
     found: dict[int, dist.Store] = {}
 
     def come(rank: int) -> None:
-        found[rank] = met(store, rank, size)
+        found[rank] = join_round(store, rank, size)
 
     threads = [threading.Thread(target=come, args=(rank,), daemon=True) for rank in order]
     for thread in threads:
@@ -59,7 +59,7 @@ def test_a_round_that_was_opened_and_lost_before_all_came_is_left(monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr("robustsynth.rendezvous.time.sleep", lambda _: sys.exit("killed while it waits"))
         with pytest.raises(SystemExit):
-            met(store, 0, 2)
+            join_round(store, 0, 2)
     assert store.check(["open"])
     stores = round_of(store, 2, [1, 0], pause=0.3)
     stores[0].set("address", "new")

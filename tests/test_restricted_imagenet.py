@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import pixels, png, quiet
 from robustsynth.data import located
-from robustsynth.data.restricted import RANGES, kind_of, restricted
-from robustsynth.data.sources import Contents, Row, Source
+from robustsynth.data.rows import Contents, Row, Source
+from robustsynth.data.specs import RESTRICTED_IMAGENET
+from robustsynth.data.subsets import restricted_imagenet
 from robustsynth.errors import UserError
 
 NUMBERS = [f"n{10_000_000 + 7 * index}" for index in range(1000)]
@@ -26,13 +25,13 @@ def private_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> Path:
-    """1,000 class folders with a picture each for training, and in the layout of ILSVRC's for validation."""
+    """1,000 class folders with an image each for training, and in the layout of ILSVRC's for validation."""
     root = tmp_path_factory.mktemp("made") / "ilsvrc"
     for index, number in enumerate(NUMBERS):
         folder = root / "train" / number
         folder.mkdir(parents=True)
         (folder / f"{number}_1.JPEG").write_bytes(png(np.full((4, 4, 3), index % 251, np.uint8)))
-    # As it is published: validation pictures lie in one folder, without classes.
+    # As it is published: validation images lie in one folder, without classes.
     (root / "val").mkdir()
     (root / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(png(pixels(0, 4)))
     return root
@@ -58,7 +57,7 @@ def test_restricted_imagenet_is_nine_ranges_of_it(imagenet):
     # FACTS: first and last class index, both included.
     counts = np.bincount(data.labels).tolist()
     assert counts == [118, 5, 3, 5, 21, 18, 9, 4, 20]
-    shown = [(int(picture[0, 0, 0]), label) for picture, label in zip(data.images, data.labels.tolist(), strict=True)]
+    shown = [(int(image[0, 0, 0]), label) for image, label in zip(data.images, data.labels.tolist(), strict=True)]
     ranges = [(151, 268), (281, 285), (30, 32), (33, 37), (80, 100), (365, 382), (389, 397), (118, 121), (300, 319)]
     expected = {(index % 251, label) for label, (a, b) in enumerate(ranges) for index in range(a, b + 1)}
     assert set(shown) == expected
@@ -81,7 +80,7 @@ def test_without_split_folders_all_of_it_is_for_training(imagenet):
 def test_another_number_of_classes_is_refused(count):
     names = [f"n{10_000_000 + index}" for index in range(count)]
     with pytest.raises(UserError, match=rf"expected ImageNet's 1000 classes.*got {count}\. Give the whole"):
-        restricted(source_of(names)).open()
+        restricted_imagenet(source_of(names)).open()
 
 
 def test_a_folder_with_another_number_of_classes_is_refused(tmp_path):
@@ -101,7 +100,7 @@ WORDS = ["tench, Tinca tinca", *(f"animal {i}" for i in range(280)), "tabby, tab
     "classes", [NUMBERS, [str(i) for i in range(1000)], WORDS], ids=["WordNet's", "bare", "in words"]
 )
 def test_orders_that_are_imagenets(classes):
-    contents = restricted(source_of(classes, [150, 151, 397, 398, None, 30])).open()
+    contents = restricted_imagenet(source_of(classes, [150, 151, 397, 398, None, 30])).open()
     assert contents.count == 3
     assert [row.label for row in contents.rows()] == [0, 6, 2]
     assert [row.where for row in contents.rows()] == ["row 1", "row 2", "row 5"]
@@ -114,14 +113,18 @@ def test_orders_that_are_imagenets(classes):
 )
 def test_other_orders_are_refused_rather_than_mislabelled(classes):
     with pytest.raises(UserError, match=r"expected ImageNet's classes in its own order.*Rename the class folders"):
-        restricted(source_of(classes)).open()
+        restricted_imagenet(source_of(classes)).open()
 
 
-@given(st.integers(0, 999))
-def test_a_class_is_of_one_kind_or_of_none(index):
-    kinds = [label for label, (first, last) in enumerate(RANGES.values()) if first <= index <= last]
-    assert len(kinds) <= 1, "the ranges do not overlap"
-    assert kind_of(index) == (kinds[0] if kinds else None)
+def test_a_class_is_of_one_kind_or_of_none():
+    rows = list(restricted_imagenet(source_of(NUMBERS, range(1000))).open().rows())
+    found = {int(row.where.removeprefix("row ")): row.label for row in rows}
+    assert len(found) == len(rows)
+    for index in range(1000):
+        ranges = enumerate(RESTRICTED_IMAGENET.values())
+        kinds = [label for label, (first, last) in ranges if first <= index <= last]
+        assert len(kinds) <= 1, "the ranges do not overlap"
+        assert found.get(index) == (kinds[0] if kinds else None)
 
 
 # ---- two domains --------------------------------------------------------------------------------------------------

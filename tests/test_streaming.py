@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -19,17 +20,19 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import train_until
 from robustsynth.cli import main
-from robustsynth.data.lanes import lane_pieces
-from robustsynth.data.streaming import Piece, open_stream
+from robustsynth.data.load import open_stream
+from robustsynth.data.streaming import Piece, substream
+from robustsynth.data.tables import parquet_rows
 from robustsynth.errors import UserError
 from robustsynth.models.files import load_model
 from robustsynth.processes import ALONE, Workers
-from robustsynth.training.run import Trainer
+from robustsynth.training.checkpoints import read_checkpoint
+from robustsynth.training.data import Streamed, substreams_of
+from robustsynth.training.distributed import Team
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.sources import Streamed, lanes_of
-from robustsynth.training.state import read_checkpoint
-from robustsynth.training.workers import Team
+from robustsynth.training.trainer import Trainer
 
 SIDE, SHARDS = 8, (20, 31, 17, 28)
 COUNT, HELD = sum(SHARDS), 24
@@ -41,7 +44,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def image(number: int) -> np.ndarray:
-    """A picture that tells its number in its first pixel."""
+    """An image that tells its number in its first pixel."""
     made = np.random.default_rng(number).integers(60, 190, (SIDE, SIDE, 3), dtype=np.uint8)
     made[..., number % 2] //= 2
     made[0, 0] = number
@@ -50,7 +53,7 @@ def image(number: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 numbered pictures of two classes in four shards of different lengths."""
+    """96 numbered images of two classes in four shards of different lengths."""
     from PIL import Image
 
     home, first = tmp_path_factory.mktemp("shards") / "toys", 0
@@ -89,8 +92,8 @@ def numbers_of(batch: tuple[torch.Tensor, torch.Tensor]) -> list[int]:
     images, labels = batch
     numbers = (images[:, 0, 0, 0] * 255).round().int().tolist()
     assert labels.tolist() == [number % 2 for number in numbers]
-    for number, picture in zip(numbers, images, strict=True):
-        assert torch.equal((picture * 255).round().byte().permute(1, 2, 0), torch.from_numpy(image(number)))
+    for number, shown in zip(numbers, images, strict=True):
+        assert torch.equal((shown * 255).round().byte().permute(1, 2, 0), torch.from_numpy(image(number)))
     return numbers
 
 
@@ -110,7 +113,29 @@ def test_a_stream_is_what_its_shards_hold(shards: Path) -> None:
     some = stream.data(places)
     assert np.array_equal(some.images, np.stack([image(n) for n in places]))
     assert some.labels.tolist() == [0, 1, 0, 0, 1]
-    assert stream.data().images.shape == (COUNT, SIDE, SIDE, 3)
+    assert stream.images.shape == (COUNT, SIDE, SIDE, 3)
+
+
+def test_rows_are_read_from_anywhere(shards: Path, tmp_path: Path) -> None:
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in sorted(shards.glob("*.parquet"))])
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet", row_group_size=10)
+    file, columns = str(tmp_path / "all.parquet"), open_stream(shards, announce=list).columns
+    every = list(parquet_rows(file, columns, 0, COUNT))
+    assert [row.label for row in every] == [n % 2 for n in range(COUNT)]
+    for start, stop in ((0, 1), (9, 11), (10, 20), (33, 95), (95, COUNT), (5, 5)):
+        assert list(parquet_rows(file, columns, start, stop)) == every[start:stop]
+
+
+def test_a_data_set_on_the_hub_is_streamed_from_its_shards(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"train": sorted(map(str, shards.glob("*.parquet"))), "test": ["test.csv"]}
+    config = SimpleNamespace(config=SimpleNamespace(data_files=files))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda name: config)
+    asked: list[str] = []
+    stream = open_stream("owner/toys", announce=asked.append)
+    assert asked == ["asking the Hugging Face Hub for owner/toys"]
+    assert (stream.name, stream.source, stream.labels.tolist()) == ("toys", "owner/toys", [n % 2 for n in range(COUNT)])
+    with pytest.raises(UserError, match=r"owner/toys on the Hugging Face Hub to be kept as parquet files.*--stream"):
+        open_stream("owner/toys", "test", announce=list)
 
 
 def test_an_epoch_shows_each_image_once_but_those_held_out(shards: Path) -> None:
@@ -137,7 +162,7 @@ def test_processes_see_disjoint_images_that_are_the_batches_of_one(shards: Path,
     for step, batch in enumerate(alone):
         for mine, part in zip(rows, parts, strict=True):
             assert mine is not None
-            assert part[step] == np.array(batch)[mine.indices.numpy()].tolist()
+            assert part[step] == np.array(batch)[mine.numpy()].tolist()
     seen = [number for part in parts for batch in part for number in batch]
     assert sorted(seen) == list(range(HELD, COUNT))
 
@@ -160,7 +185,7 @@ def test_lanes_are_equal_and_share_out_all_but_a_rest(lengths: list[int], lanes:
     pieces = [Piece(str(i), 2, 2 + length) for i, length in enumerate(lengths)]
     rows = []
     for lane in range(lanes):
-        found = lane_pieces(pieces, seed=0, epoch=epoch_number, lanes=lanes, lane=lane)
+        found = substream(pieces, seed=0, epoch=epoch_number, count=lanes, number=lane)
         mine = [(piece.file, row) for piece in found for row in range(piece.start, piece.stop)]
         assert len(mine) == sum(lengths) // lanes
         rows += mine
@@ -174,7 +199,7 @@ def test_lanes_are_equal_and_share_out_all_but_a_rest(lengths: list[int], lanes:
 def train(shards: Path, out: Path, *, stop: int | None = None, **options: Any) -> Trainer:
     stream = open_stream(shards, announce=list)
     trainer = Trainer(settings(), stream, out, device="cpu", precision=None if options else "float32", **options)
-    trainer.run(lambda t, _: t.state.step != stop)
+    train_until(trainer, stop)
     return trainer
 
 
@@ -196,7 +221,7 @@ def test_a_streamed_run_resumes_in_mid_epoch_to_the_last_bit(shards: Path, tmp_p
 
 
 def test_seeds_are_of_a_bounded_sample_without_the_held_out(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustsynth.training.sources.SEED_IMAGES", 14)
+    monkeypatch.setattr("robustsynth.training.data.SEED_IMAGES", 14)
     data, left_out = source(shards, image_size=SIDE).for_seeds()
     assert len(left_out) == 0
     assert data.images[:, 0, 0, 0].tolist() == list(range(HELD, HELD + 14))
@@ -235,16 +260,18 @@ def test_the_command_line_streams_and_resumes(shards: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("part", "lanes"), [(128, 16), (12, 12), (96, 16), (17, 1), (30, 15)])
 def test_lanes_divide_a_part(part: int, lanes: int) -> None:
-    assert lanes_of(part) == lanes
+    assert substreams_of(part) == lanes
 
 
 def test_processes_that_do_not_divide_the_lanes_are_refused(shards: Path) -> None:
-    with pytest.raises(UserError, match=r"divides the 12 lanes.*got 5; start 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(UserError, match=r"divides the 12 substreams.*got 5; start 1, 2, 3, 4, 6, 12"):
         source(shards, workers=Workers(0, 5))
 
 
 def test_what_is_no_shards_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
     with pytest.raises(UserError, match=r"parquet files or a Hub name.*leave out --stream"):
         open_stream(tmp_path, announce=list)
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
@@ -253,7 +280,7 @@ def test_what_is_no_shards_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decoders", [0, 2])
-@pytest.mark.parametrize("fault", ["picture", "shard"])
+@pytest.mark.parametrize("fault", ["image", "shard"])
 def test_what_cannot_be_read_in_mid_run_is_told_in_a_line(
     shards: Path, tmp_path: Path, decoders: int, fault: str
 ) -> None:
@@ -265,8 +292,8 @@ def test_what_cannot_be_read_in_mid_run_is_told_in_a_line(
         last.unlink()
     else:
         table = pyarrow.parquet.read_table(last)
-        pictures = [{"bytes": row["bytes"][:40], "path": None} for row in table.column("image").to_pylist()]
-        column = pyarrow.array(pictures, type=table.schema.field("image").type)
+        images = [{"bytes": row["bytes"][:40], "path": None} for row in table.column("image").to_pylist()]
+        column = pyarrow.array(images, type=table.schema.field("image").type)
         pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("image"), "image", column), last)
     with pytest.raises(UserError) as told:
         list(opened.epoch(0, 0, None))

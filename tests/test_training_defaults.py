@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from conftest import pixels, png
 from robustsynth.cli import main
-from robustsynth.training.defaults import (
+from robustsynth.training.settings import (
     FINE_TUNE_STEPS,
     LEAST_STEPS,
     attack_for,
     default_preset,
     fitted,
+    resolve_train_settings,
     sizes_for,
 )
-from robustsynth.training.settings import resolve_train_settings
 
 DEFAULTS = ("small-images", "photographs")
 

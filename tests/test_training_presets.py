@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import train_until
 from robustsynth.data import ImageData
 from robustsynth.models.architectures import build_network
 from robustsynth.models.files import load_model
-from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, training_presets
+from robustsynth.training.trainer import Trainer
 
 # What santurkar2019 prints in its Tables 4 and 5, by the documents' row.
 ROWS = {
@@ -105,8 +106,7 @@ def test_a_step_of_every_cheap_preset(name, tmp_path):
         std=(0.25,) * channels,
     )
     trainer = Trainer(made, data, tmp_path / "run", device="cpu", precision="float32")
-    losses: list[float] = []
-    trainer.run(lambda _, loss: losses.append(loss) or True)
+    losses = train_until(trainer)
     assert len(losses) == 1
     assert np.isfinite(losses[0])
     model = load_model(tmp_path / "run", device="cpu")

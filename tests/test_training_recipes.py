@@ -15,16 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import train_until
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
-from robustsynth.training.attack import Divergence, divergence, noisy_step_images, recipe_attack
-from robustsynth.training.mixing import cutmix
+from robustsynth.randomness import image_generators
+from robustsynth.training.attack import divergence, noisy_step_images, recipe_attack
+from robustsynth.training.checkpoints import read_checkpoint
+from robustsynth.training.data import cutmix
 from robustsynth.training.recipes import mart_loss, perturbed_weights, recipe_loss
-from robustsynth.training.run import Trainer
 from robustsynth.training.settings import TrainSettings, settings_from
-from robustsynth.training.state import read_checkpoint
+from robustsynth.training.trainer import Trainer
 
 COMMON: dict[str, Any] = {
     "architecture": "small-cnn",
@@ -100,12 +102,11 @@ def assert_same_checkpoint(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_learns_and_goes_on_exactly(tmp_path: Path, name: str) -> None:
-    losses: list[float] = []
-    made(tmp_path / "whole", **RECIPES[name]).run(lambda _, loss: losses.append(loss))
+    losses = train_until(made(tmp_path / "whole", **RECIPES[name]))
     steps = len(losses)
     assert sum(losses[-2:]) < sum(losses[:2])
     stop = steps // 2 + 1  # In the second epoch.
-    made(tmp_path / "parts", **RECIPES[name]).run(lambda t, _: t.state.step != stop)
+    train_until(made(tmp_path / "parts", **RECIPES[name]), stop)
     assert read_checkpoint(tmp_path / "parts")["step"] == stop
     torch.rand(3)  # The global stream must not matter.
     trainer = made(tmp_path / "parts", resume=True, **RECIPES[name])
@@ -181,11 +182,13 @@ def test_the_noise_of_fast_is_not_clipped(norm: str) -> None:
     network, eps = Bent().requires_grad_(False), 0.04
     images = torch.full((5, 3, 4, 4), 0.5)
     labels = torch.arange(5) % 3
-    got = noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=2.0, generator=stream()) - images
+    got = noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=2.0, generators=[stream()] * 5) - images
     size = got.flatten(1).norm(dim=1) if norm == "l2" else got.flatten(1).abs().amax(1)
     assert bool((size > 1.2 * eps).all())
     assert bool((size <= 3 * eps * (1 + 1e-4)).all())
-    plain = noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=0.0, generator=stream()) - images
+    plain = (
+        noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=0.0, generators=[stream()] * 5) - images
+    )
     size = plain.flatten(1).norm(dim=1) if norm == "l2" else plain.flatten(1).abs().amax(1)
     assert torch.allclose(size, torch.full((5,), eps), atol=1e-5)
 
@@ -194,13 +197,14 @@ def test_trades_attacks_the_divergence() -> None:
     network, images = Bent().requires_grad_(False), torch.rand(8, 3, 4, 4, generator=stream())
     chosen = TrainSettings(recipe="trades", eps=0.5, attack_steps=4, attack_step_size=0.25)
     labels = torch.zeros(8, dtype=torch.long)
-    attacked = recipe_attack(network, images, labels, chosen, stream())
+    attacked = recipe_attack(network, images, labels, chosen, image_generators(0, range(8)))
     # The labels do not matter to it.
-    assert torch.equal(attacked, recipe_attack(network, images, labels + 1, chosen, stream()))
+    assert torch.equal(attacked, recipe_attack(network, images, labels + 1, chosen, image_generators(0, range(8))))
     reference = network(images)
     aside = images + 0.5 * F.normalize(torch.randn(8, 48, generator=stream(1))).view_as(images)
     for place, factor in ((images, 1), (aside.clamp(0, 1), 2)):
-        assert bool((Divergence(network, reference)(attacked) < factor * Divergence(network, reference)(place)).all())
+        found, other = (divergence(reference, network(x)) for x in (attacked, place))
+        assert bool((found > factor * other).all())
     assert bool(((attacked - images).flatten(1).norm(dim=1) <= 0.5 + 1e-5).all())
 
 
@@ -208,10 +212,10 @@ def test_the_attack_maximises_the_mixed_labels_loss() -> None:
     network, images = Bent().requires_grad_(False), torch.rand(8, 3, 4, 4, generator=stream())
     shares = torch.tensor([[0.6, 0.4, 0.0]]).expand(8, 3)
     chosen = TrainSettings(eps=0.5, attack_steps=4, attack_step_size=0.25, random_start=False)
-    attacked = recipe_attack(network, images, shares, chosen, stream())
+    attacked = recipe_attack(network, images, shares, chosen, image_generators(0, range(8)))
     before, after = (F.cross_entropy(network(x), shares, reduction="none") for x in (images, attacked))
     assert bool((after > before + 0.02).all())
-    on_first = recipe_attack(network, images, torch.zeros(8, dtype=torch.long), chosen, stream())
+    on_first = recipe_attack(network, images, torch.zeros(8, dtype=torch.long), chosen, image_generators(0, range(8)))
     assert bool((after >= F.cross_entropy(network(on_first), shares, reduction="none") - 1e-6).all())
 
 
@@ -219,25 +223,25 @@ def test_statistics_in_the_attack_are_frozen_unless_asked_for(tmp_path: Path) ->
     counts = {}
     for kind in ("eval", "train"):
         trainer = made(tmp_path / kind, architecture="resnet18", batch_size=24, attack_steps=3, attack_statistics=kind)
-        trainer._step(*trainer._batch(trainer.kept[:24]))
+        trainer._step(*trainer.source.read(trainer.kept[:24]))
         counts[kind] = int(trainer.state.network.get_buffer("bn1.num_batches_tracked"))
     assert counts == {"eval": 1, "train": 4}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_moves_weights_with_the_attacks_twin_as_without(tmp_path: Path, name: str) -> None:
-    """Only networks with batch norm have a twin, whose weights are frozen. Of several parts the later ones' attacks
-    would differ: the twin keeps the statistics that the step began with."""
+def test_every_recipe_moves_weights_with_the_attacks_frozen_copy_as_without(tmp_path: Path, name: str) -> None:
+    """Only networks with batch norm have a frozen copy. Of several parts the later ones' attacks would differ: the copy
+    keeps the statistics that the step began with."""
     chosen = RECIPES[name] | {"architecture": "resnet18", "batch_size": 12, "guard_every": 0, "accumulate": 1}
     ends = []
     for asked in (True, False):
         trainer = made(tmp_path / str(asked), **chosen)
         has = chosen.get("recipe") != "free" and chosen.get("attack_statistics") != "train"
-        assert (trainer.twin is not None) == has
-        trainer.twin = trainer.twin if asked else None
+        assert (trainer.frozen is not None) == has
+        trainer.frozen = trainer.frozen if asked else None
         weights = list(trainer.state.network.parameters())
         before = [weight.detach().clone() for weight in weights]
-        trainer._step(*trainer._batch(trainer.kept[:12]))
+        trainer._step(*trainer.source.read(trainer.kept[:12]))
         ends.append(torch.cat([(a - b).detach().flatten() for a, b in zip(weights, before, strict=True)]))
     assert float(ends[0].norm()) > 1e-3
     assert float(F.cosine_similarity(*ends, dim=0)) > 0.99
@@ -276,12 +280,12 @@ def test_perturbed_weights_raise_the_loss_and_come_back_exactly() -> None:
 
 @pytest.mark.parametrize("changed", [{}, {"cutmix": 0.5}, {"recipe": "trades", "awp": 0.0}, {"recipe": "free"}])
 def test_parts_add_up_to_the_batch(tmp_path: Path, changed: dict[str, Any]) -> None:
-    """Without batch norm, and without random starts, which parts draw in another order."""
+    """Without batch norm, whose statistics are those of a part."""
     weights = []
     for parts in (1, 3):
-        given = {"random_start": False, "accumulate": parts, "momentum": 0.0, "guard_every": 0, **changed}
+        given = {"accumulate": parts, "momentum": 0.0, "guard_every": 0, **changed}
         trainer = made(tmp_path / str(parts), **given)
-        trainer._step(*trainer._batch(trainer.kept[:12]))
+        trainer._step(*trainer.source.read(trainer.kept[:12]))
         weights.append(trainer.state.network.state_dict())
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name
@@ -413,12 +417,9 @@ def plain_fgsm(out: Path, *, resume: bool = False, said: list[str] | None = None
 def test_a_collapse_is_noticed_told_and_recovered_from_exactly(tmp_path: Path) -> None:
     said: list[str] = []
     guarded = plain_fgsm(tmp_path / "guarded", said=said)
-
-    def keep(trainer: Trainer, _: float) -> None:
-        if trainer.state.step == 60:
-            trainer.state.save(tmp_path / "at60")
-
-    guarded.run(keep)
+    for _ in guarded.steps():
+        if guarded.state.step == 60:
+            guarded.state.save(tmp_path / "at60")
     state = guarded.state
     assert len(said) == len(state.collapses) >= 1
     assert said[0].startswith(f"catastrophic overfitting at step {state.collapses[0]['step']}: ")
@@ -438,9 +439,9 @@ def test_a_collapse_is_noticed_told_and_recovered_from_exactly(tmp_path: Path) -
     assert card.training["collapses"] == state.collapses
     # Cut off before the collapse and after it, the run does the same.
     assert first["step"] <= 40
-    plain_fgsm(tmp_path / "parts").run(lambda t, _: t.state.step != 30)
+    train_until(plain_fgsm(tmp_path / "parts"), 30)
     for stop in (40, 60):
-        plain_fgsm(tmp_path / "parts", resume=True).run(lambda t, _, stop=stop: t.state.step != stop)
+        train_until(plain_fgsm(tmp_path / "parts", resume=True), stop)
     assert_same_checkpoint(tmp_path / "parts", tmp_path / "at60")
 
 
@@ -492,7 +493,7 @@ def test_what_tensorboard_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr("robustsynth.training.board.EVERY", 3)
+    monkeypatch.setattr("robustsynth.training.outputs.TENSORBOARD_EVERY", 3)
     chosen = TrainSettings(**(COMMON | {"evaluate_every": 1}))
     Trainer(chosen, pictures(), tmp_path, device="cpu", precision="float32", tensorboard=True).run()
     each = [(name, step) for step in (3, 6) for name in ("training/loss", "training/learning rate")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -24,18 +25,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import robustsynth.training.attack as attack_module
-import robustsynth.training.run as run_module
 import robustsynth.training.step as step_module
+import robustsynth.training.trainer as trainer_module
+from conftest import train_until
 from robustsynth.cli import main
 from robustsynth.data import ImageData, load_data
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.models.files import load_model
 from robustsynth.seeds import ClassSeeds, fit_class_seeds
-from robustsynth.training.checkpoints import BEFORE
-from robustsynth.training.run import Trainer
+from robustsynth.training.checkpoints import BEFORE, CHECKPOINT, TrainState, read_checkpoint
+from robustsynth.training.data import InMemory
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.state import CHECKPOINT, TrainState, read_checkpoint
+from robustsynth.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def checkpoints_at_each_epochs_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs are of no time here; those of a real run would have taken a minute."""
-    monkeypatch.setattr(run_module, "EPOCH_SECONDS", 0)
+    monkeypatch.setattr(trainer_module, "EPOCH_SECONDS", 0)
 
 
 def pictures(count: int = 60, *, classes: int = 2, size: int = 8, seed: int = 0) -> ImageData:
@@ -84,7 +86,7 @@ def train(out: Path, settings: TrainSettings | None = None, *, stop: int | None 
     if options.get("resume"):
         options["precision"] = None
     trainer = Trainer(settings or quick(), options.pop("data", None) or pictures(), out, **options)
-    trainer.run(lambda t, _: t.state.step != stop)
+    train_until(trainer, stop)
     return trainer
 
 
@@ -148,7 +150,7 @@ def test_a_run_learns_and_its_folder_is_a_model_that_draws(tmp_path: Path) -> No
         *("--precision", "float32", "--batch-size", 4, "--device", "cpu"),
     )
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "drawn" / "000003.png").exists()
+    assert len(list((tmp_path / "drawn").glob("000003-*.png"))) == 1
 
 
 def test_what_is_kept_is_the_average_of_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +158,11 @@ def test_what_is_kept_is_the_average_of_the_best_epoch(tmp_path: Path, monkeypat
     monkeypatch.setattr(Trainer, "_held_out_accuracy", lambda self: next(scores))
     averages: list[dict[str, torch.Tensor]] = []
     weights: list[dict[str, torch.Tensor]] = []
-
-    def keep(trainer: Trainer, _: float) -> None:
+    trainer = Trainer(quick(epochs=5), pictures(), tmp_path, device="cpu", precision="float32")
+    for _ in trainer.steps():
         if trainer.state.step % trainer.steps_per_epoch == 0:
             averages.append({k: v.clone() for k, v in trainer.state.average.state_dict().items()})
             weights.append({k: v.clone() for k, v in trainer.state.network.state_dict().items()})
-
-    trainer = Trainer(quick(epochs=5), pictures(), tmp_path, device="cpu", precision="float32")
-    trainer.run(keep)
     # The second epoch: robust accuracy chooses, clean accuracy between equals (0.75 before 0.6), the first of twins.
     assert trainer.state.best == {"score": [0.5, 0.75], "epoch": 2}
     saved = load_file(tmp_path / "model.safetensors")
@@ -185,7 +184,7 @@ def test_the_average_follows_its_formula_batch_norm_included(tmp_path: Path) -> 
         precision="float32",
     )
     expected = {k: v.clone().double() for k, v in trainer.state.average.state_dict().items()}
-    batch = trainer._batch(trainer.kept)
+    batch = trainer.source.read(trainer.kept)
     for step in range(1, 4):
         trainer._step(*batch)
         decay = min(0.6, step / (step + 10))
@@ -215,13 +214,13 @@ def test_held_out_images_are_neither_trained_on_nor_in_the_seeds(
 ) -> None:
     data = pictures(61)
     seen: list[np.ndarray] = []
-    batch = Trainer._batch
+    read = InMemory.read
 
-    def spy(self: Trainer, places: np.ndarray) -> Any:
-        seen.append(places)
-        return batch(self, places)
+    def spy(self: InMemory, numbers: np.ndarray) -> Any:
+        seen.append(numbers)
+        return read(self, numbers)
 
-    monkeypatch.setattr(Trainer, "_batch", spy)
+    monkeypatch.setattr(InMemory, "read", spy)
     monkeypatch.setattr(Trainer, "_held_out_accuracy", lambda self: (1.0, 1.0))
     trainer = train(tmp_path, data=data)
     assert len(trainer.held) == 12
@@ -259,7 +258,7 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     network.register_forward_pre_hook(
         lambda module, inputs: trained_on.append(inputs[0].detach().clone()) if module.training else None
     )
-    trainer._step(*trainer._batch(trainer.kept[:12]))
+    trainer._step(*trainer.source.read(trainer.kept[:12]))
     assert len(trained_on) == 1
     assert torch.allclose(trained_on[0], (met[0][1] - 0.5) / 0.25, atol=1e-6)
     assert not torch.equal(met[0][0], met[0][1])
@@ -268,17 +267,17 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_each_step_of_each_seed_draws_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws: list[float] = []
+    draws: list[list[float]] = []
 
-    def draw(images: torch.Tensor, _: TrainSettings, stream: torch.Generator, *, side: int) -> torch.Tensor:
-        draws.append(float(torch.rand(1, generator=stream)))
+    def draw(images: torch.Tensor, _: TrainSettings, streams: list[torch.Generator], *, side: int) -> torch.Tensor:
+        draws.append([float(torch.rand(1, generator=stream)) for stream in streams])
         return images
 
     monkeypatch.setattr(step_module, "augment", draw)
     train(tmp_path / "a", quick(seed=1))
     train(tmp_path / "b", quick(seed=2))
     train(tmp_path / "c", quick(seed=1))
-    assert len(set(draws)) == 24
+    assert len({number for numbers in draws for number in numbers}) == 24 * 12  # Each image of it, too.
     assert draws[:12] == draws[24:]
 
 
@@ -286,7 +285,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
     trainer = Trainer(
         quick(clip_norm=1e-3, momentum=0.0, weight_decay=0.0), pictures(), tmp_path, device="cpu", precision="float32"
     )
-    trainer._step(*trainer._batch(trainer.kept[:12]))
+    trainer._step(*trainer.source.read(trainer.kept[:12]))
     squares = [float(p.grad.square().sum()) for p in trainer.state.network.parameters() if p.grad is not None]
     assert sum(squares) ** 0.5 == pytest.approx(1e-3, rel=1e-2)
 
@@ -294,7 +293,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 def test_standard_training_never_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(quick(eps=0.0), pictures(), tmp_path, device="cpu", precision="float32")
     monkeypatch.setattr(step_module, "recipe_attack", None)
-    trainer._step(*trainer._batch(trainer.kept[:12]))
+    trainer._step(*trainer.source.read(trainer.kept[:12]))
     assert trainer.state.step == 1
 
 
@@ -351,6 +350,30 @@ def test_a_stopped_run_goes_on_exactly(
     assert_equal_outcome(outcome(tmp_path), undisturbed(precision))
 
 
+@pytest.mark.parametrize("way", ["break", "exception", "close"])
+def test_a_loop_that_is_left_stops_at_that_step_with_a_checkpoint(
+    tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]], way: str
+) -> None:
+    """In mid-epoch and at an epoch's end, before any checkpoint would be due."""
+    for stop in (3, 8):
+        given = {"resume": True} if stop == 8 else {"precision": "float32"}
+        trainer = Trainer(quick(), pictures(), tmp_path, device="cpu", **given)
+        if way == "close":
+            steps = trainer.steps()
+            while trainer.state.step < stop:
+                next(steps)
+            del steps
+        elif way == "break":
+            train_until(trainer, stop)
+        else:
+            with contextlib.suppress(ZeroDivisionError):
+                for _ in trainer.steps():
+                    assert 1 / (stop - trainer.state.step)
+        assert (read_checkpoint(tmp_path)["step"], trainer.finished) == (stop, False)
+    train(tmp_path, resume=True)
+    assert_equal_outcome(outcome(tmp_path), undisturbed("float32"))
+
+
 def test_precisions_differ(undisturbed: Callable[[str], dict[str, Any]]) -> None:
     """Otherwise the comparison above would say nothing about the second."""
     first, second = (undisturbed(p)["tensors"]["network.fc.weight"] for p in ("float32", "bfloat16"))
@@ -375,7 +398,7 @@ def test_a_run_cut_off_around_an_epochs_end_goes_on_exactly(
     after: bool,
 ) -> None:
     """As a kill would: nothing more is written once `moment` begins, or once it has ended."""
-    owner = {"save": TrainState, "_end_epoch": Trainer}.get(moment, run_module)
+    owner = {"save": TrainState, "_end_epoch": Trainer}.get(moment, trainer_module)
     real, calls = getattr(owner, moment), []
 
     def cut(self: Any, *args: Any) -> None:
@@ -396,44 +419,41 @@ def test_a_run_cut_off_around_an_epochs_end_goes_on_exactly(
 
 
 def test_checkpoints_come_in_mid_epoch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", 0)
     steps: list[int] = []
-
-    def look(trainer: Trainer, _: float) -> bool:
+    for _ in Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").steps():
         steps.append(read_checkpoint(tmp_path)["step"])
-        return trainer.state.step < 6
-
-    Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").run(look)
+        if len(steps) == 6:
+            break
     assert steps == [0, 1, 2, 3, 4, 5]  # A run can be resumed from before its first step on.
 
 
 def test_epochs_shorter_than_a_checkpoints_writing_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "EPOCH_SECONDS", 60)
+    monkeypatch.setattr(trainer_module, "EPOCH_SECONDS", 60)
     now = [100.0]
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
     steps: list[int] = []
-
-    def pass_time(*_: object) -> None:
+    for _ in Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").steps():
         steps.append(read_checkpoint(tmp_path)["step"])
         now[0] += 9  # Epochs of 36 seconds.
-
-    Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").run(pass_time)
     assert sorted(set(steps)) == [0, 8]
     assert read_checkpoint(tmp_path)["step"] == 12
 
 
 def test_time_goes_on_counting_over_resumptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
 
-    def pass_time(trainer: Trainer, _: float) -> bool:
-        now[0] += 10
-        return trainer.state.step != 6
+    def pass_time(trainer: Trainer) -> None:
+        for _ in trainer.steps():
+            now[0] += 10
+            if trainer.state.step == 6:
+                break
 
-    Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32").run(pass_time)
+    pass_time(Trainer(quick(), pictures(), tmp_path, device="cpu", precision="float32"))
     now[0] += 1e6  # A night off.
     trainer = Trainer(quick(), pictures(), tmp_path, device="cpu", resume=True)
-    trainer.run(pass_time)
+    pass_time(trainer)
     assert trainer.state.seconds == pytest.approx(120, abs=11)
     rows = log_rows(tmp_path)
     assert [float(row["seconds"]) for row in rows] == sorted(float(row["seconds"]) for row in rows)
@@ -641,7 +661,9 @@ def test_train_then_generate_then_evaluate(tmp_path: Path, folder: Path) -> None
         *("--batch-size", 4, "--precision", "float32", "--device", "cpu"),
     )
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in drawn.glob("*.png")) == [f"{i:06}.png" for i in range(4)] + ["grid.png"]
+    assert sorted(p.name for p in drawn.glob("*.png")) == [
+        *("000000-red.png", "000001-red.png", "000002-green.png", "000003-green.png", "grid.png")
+    ]
     result = call(
         *("evaluate", "--model", out, "--data", folder, "--eps", "0.2,0.4", "--precision", "float32"),
         *("--batch-size", 32, "--device", "cpu"),
@@ -783,7 +805,7 @@ def test_stopping_before_the_first_step_is_no_accident(tmp_path: Path, monkeypat
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustsynth.data.describing.describe_data", stop)
+    monkeypatch.setattr("robustsynth.data.load.describe_data", stop)
     result = CliRunner().invoke(main, ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
     assert result.exit_code == 130
     assert result.output.strip() == "stopped"

@@ -14,14 +14,19 @@ from torch import nn
 from robustsynth.constraints import ball
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.architectures import build_network
+from robustsynth.randomness import image_generators
 from robustsynth.training.attack import adversarial_images
-from robustsynth.training.augment import augment
+from robustsynth.training.checkpoints import make_optimizer
+from robustsynth.training.data import augment
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, settings_from, training_presets
-from robustsynth.training.state import make_optimizer
 
 
 def stream(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def streams(count: int, seed: int = 0) -> list[torch.Generator]:
+    return image_generators(seed, range(count))
 
 
 # Settings and presets
@@ -189,22 +194,22 @@ def test_views_keep_shape_and_range_and_follow_the_generator(
     images[0], images[1] = 0.0, 1.0
     chosen = TrainSettings(crop=crop, flip=flip, jitter=jitter)
     before = images.clone()
-    views = augment(images, chosen, stream())
+    views = augment(images, chosen, streams(16))
     assert views.shape == images.shape
     assert views.dtype == torch.float32
     assert 0 <= views.min() <= views.max() <= 1
-    assert torch.equal(views, augment(images, chosen, stream()))
+    assert torch.equal(views, augment(images, chosen, streams(16)))
     assert torch.equal(images, before)
     if (crop, flip, jitter) == ("none", False, 0.0):
         assert torch.equal(views, images)
     else:
-        assert not torch.equal(views, augment(images, chosen, stream(2)))
+        assert not torch.equal(views, augment(images, chosen, streams(16, seed=2)))
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_a_padded_crop_is_a_window_of_the_reflected_image(flip: bool) -> None:
     images = torch.rand(200, 3, 16, 16, generator=stream(1))
-    views = augment(images, TrainSettings(crop="pad", flip=flip), stream())
+    views = augment(images, TrainSettings(crop="pad", flip=flip), streams(200))
     padded = nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
     windows = padded.unfold(2, 16, 1).unfold(3, 16, 1)  # (N, C, 5, 5, 16, 16)
 
@@ -222,7 +227,7 @@ def test_a_padded_crop_is_a_window_of_the_reflected_image(flip: bool) -> None:
 
 def test_flips_without_crops_mirror_about_half() -> None:
     images = torch.rand(400, 1, 8, 8, generator=stream(1))
-    views = augment(images, TrainSettings(crop="none", flip=True), stream())
+    views = augment(images, TrainSettings(crop="none", flip=True), streams(400))
     mirrored = (views == images.flip(3)).flatten(1).all(1)
     assert bool((mirrored | (views == images).flatten(1).all(1)).all())
     assert 0.4 < mirrored.float().mean().item() < 0.6
@@ -233,7 +238,7 @@ def test_resized_crops_show_35_to_100_percent_of_the_area() -> None:
     side = 64
     place = (torch.arange(side) + 0.5) / side
     image = torch.stack([place.expand(side, side), place[:, None].expand(side, side), torch.zeros(side, side)])
-    views = augment(image.expand(300, -1, -1, -1), TrainSettings(crop="resized", flip=True), stream())
+    views = augment(image.expand(300, -1, -1, -1), TrainSettings(crop="resized", flip=True), streams(300))
     middle = slice(side // 4, 3 * side // 4)  # Away from the border, where half a pixel is reflected.
     wide = (views[:, 0, side // 2, middle].diff(dim=1).mean(1) * side).squeeze()
     high = (views[:, 1, middle, side // 2].diff(dim=1).mean(1) * side).squeeze()
@@ -247,7 +252,7 @@ def test_resized_crops_show_35_to_100_percent_of_the_area() -> None:
 
 def test_jitter_changes_brightness_by_at_most_its_strength() -> None:
     images = torch.full((300, 3, 4, 4), 0.4)
-    means = augment(images, TrainSettings(crop="none", flip=False, jitter=0.3), stream()).mean((1, 2, 3))
+    means = augment(images, TrainSettings(crop="none", flip=False, jitter=0.3), streams(300)).mean((1, 2, 3))
     assert 0.28 - 1e-6 <= means.min() < 0.3  # A flat grey image has neither contrast nor saturation to change.
     assert 0.5 < means.max() <= 0.52 + 1e-6
 
@@ -283,7 +288,7 @@ def test_attacks_stay_in_ball_and_box(norm: str, eps: float, steps: int, random:
         eps=eps,
         step_size=eps,
         steps=steps,
-        random_start=stream(seed) if random else None,
+        random_start=streams(4, seed) if random else None,
     )
     assert 0 <= attacked.min() <= attacked.max() <= 1
     assert bool((distance(norm, attacked - images) <= eps * (1 + 1e-5) + 1e-6).all())
@@ -304,7 +309,7 @@ def test_attacks_raise_every_images_loss(norm: str) -> None:
 def test_no_radius_no_attack() -> None:
     images = torch.rand(2, 3, 4, 4)
     result = adversarial_images(
-        Bent(), images, torch.tensor([0, 1]), norm="l2", eps=0.0, step_size=0.0, steps=7, random_start=stream()
+        Bent(), images, torch.tensor([0, 1]), norm="l2", eps=0.0, step_size=0.0, steps=7, random_start=streams(2)
     )
     assert torch.equal(result, images)
 
@@ -315,7 +320,7 @@ def test_the_one_step_recipe(norm: str) -> None:
     network, eps = Bent().double(), 0.4 if norm == "l2" else 0.05
     images, labels = torch.rand(6, 3, 4, 4, generator=stream(5), dtype=torch.float64), torch.arange(6) % 3
     got = adversarial_images(
-        network, images, labels, norm=norm, eps=eps, step_size=eps, steps=1, random_start=stream(9)
+        network, images, labels, norm=norm, eps=eps, step_size=eps, steps=1, random_start=[stream(9)] * 6
     )
     random = stream(9)
     start = ball(norm, eps).random_start(images, [random] * 6).requires_grad_(True)

@@ -12,9 +12,10 @@ from conftest import pictures_of_classes
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.models.files import load_model
-from robustsynth.training.augment import augment
-from robustsynth.training.run import Trainer
+from robustsynth.randomness import image_generators
+from robustsynth.training.data import augment
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, training_presets
+from robustsynth.training.trainer import Trainer
 
 SETTINGS = TrainSettings(
     architecture="small-cnn",
@@ -58,8 +59,8 @@ def test_a_run_trains_at_both_sides_and_makes_a_model_of_the_full_one(tmp_path, 
     settings = dataclasses.replace(SETTINGS, architecture="resnet18-even")
     seen: list[int] = []
 
-    def noted(images, settings, generator, *, side):
-        views = augment(images, settings, generator, side=side)
+    def noted(images, settings, generators, *, side):
+        views = augment(images, settings, generators, side=side)
         seen.append(views.shape[-1])
         return views
 
@@ -77,7 +78,7 @@ def test_crops_are_of_the_side_asked_for_and_show_that_much(area):
     # A slope: the range of values that a crop shows is its share of the side.
     slope = torch.linspace(0, 1, 40).expand(64, 3, 40, 40)
     settings = dataclasses.replace(SETTINGS, crop_area=area, flip=False)
-    views = augment(slope, settings, torch.Generator().manual_seed(0), side=24)
+    views = augment(slope, settings, image_generators(0, range(64)), side=24)
     assert views.shape == (64, 3, 24, 24)
     shown = (views.amax((1, 2, 3)) - views.amin((1, 2, 3))).min().item()
     assert (shown > 0.8) == (area == 1.0)

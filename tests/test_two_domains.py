@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import pixels, png, quiet
 from robustsynth.cli import main
 from robustsynth.data import located
-from robustsynth.data.domains import half_names
+from robustsynth.data.folders import domain_names
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.training.settings import resolve_train_settings
 
@@ -24,7 +24,7 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
 
 
-def write_pictures(folder: Path, count: int, *, seed: int = 0) -> Path:
+def write_images(folder: Path, count: int, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     for index in range(count):
         (folder / f"{index}.png").write_bytes(png(pixels(seed + index)))
@@ -33,7 +33,7 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0) -> Path:
 
 def write_halves(root: Path, **counts: int) -> Path:
     for seed, (name, count) in enumerate(counts.items()):
-        write_pictures(root / name, count, seed=100 * seed)
+        write_images(root / name, count, seed=100 * seed)
     return root
 
 
@@ -50,7 +50,7 @@ def test_the_published_layout(tmp_path, split, labels):
     assert data.classes == ("horse", "zebra")
     assert data.labels.tolist() == labels
     assert (data.name, data.source) == ("horse2zebra", "horse2zebra")
-    first = {"train": 0, "all": 0}.get(split, 200)  # the seed of the split's first picture
+    first = {"train": 0, "all": 0}.get(split, 200)  # the seed of the split's first image
     assert np.array_equal(data.images[0], pixels(first))
 
 
@@ -64,7 +64,7 @@ def test_other_folders_beside_the_halves_are_no_classes(tmp_path):
 def test_split_folders_with_classes_go_first(tmp_path):
     root = write_halves(tmp_path / "pets", trainA=1, trainB=1)
     for name in ("cat", "dog"):
-        write_pictures(root / "train" / name, 1)
+        write_images(root / "train" / name, 1)
     assert quiet(root).classes == ("cat", "dog")
 
 
@@ -85,7 +85,7 @@ def test_split_folders_with_classes_go_first(tmp_path):
     ],
 )
 def test_the_domains_names(name, halves):
-    assert half_names(name) == halves
+    assert domain_names(name) == halves
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_the_domains_names(name, halves):
     [
         ({"trainA": 2}, "train", r"expected trainA and trainB.*got only trainA.*into trainB"),
         ({"trainB": 2}, "train", r"expected trainA and trainB.*got only trainB.*into trainA"),
-        ({"trainA": 2, "trainB": 0}, "train", r"trainB: expected the pictures of a class, got none"),
-        ({"trainA": 0, "trainB": 0}, "train", r"trainA: expected the pictures of a class, got none"),
+        ({"trainA": 2, "trainB": 0}, "train", r"trainB: expected the images of a class, got none"),
+        ({"trainA": 0, "trainB": 0}, "train", r"trainA: expected the images of a class, got none"),
         ({"trainA": 1, "trainB": 1}, "test", r"has no split 'test'; it has: 'train'"),
         ({"testA": 1, "testB": 1}, "train", r"has no split 'train'; it has: 'test'"),
         ({"trainA": 1, "trainB": 1, "testB": 1}, "test", r"expected testA and testB.*got only testB"),
@@ -116,7 +116,7 @@ def test_a_half_that_is_not_asked_for_may_be_missing(tmp_path):
 
 @pytest.mark.parametrize("how", ["list", "commas", "spaces", "home"])
 def test_two_folders_are_two_classes(tmp_path, monkeypatch, how):
-    zebras, horses = write_pictures(tmp_path / "zebras", 2, seed=100), write_pictures(tmp_path / "horses", 1)
+    zebras, horses = write_images(tmp_path / "zebras", 2, seed=100), write_images(tmp_path / "horses", 1)
     monkeypatch.setenv("HOME", str(tmp_path))
     asked = {
         "list": [str(zebras), horses],
@@ -135,20 +135,20 @@ def test_two_folders_are_two_classes(tmp_path, monkeypatch, how):
 
 
 def test_the_order_of_two_folders_is_remembered(tmp_path):
-    a, b = write_pictures(tmp_path / "a", 1), write_pictures(tmp_path / "b", 1, seed=100)
+    a, b = write_images(tmp_path / "a", 1), write_images(tmp_path / "b", 1, seed=100)
     assert np.array_equal(quiet([a, b]).images[0], quiet([b, a]).images[1])
     assert quiet([b, a]).classes == ("b", "a")
 
 
 def test_three_folders_are_three_classes(tmp_path):
-    folders = [write_pictures(tmp_path / name, 1) for name in ("horses", "zebras", "donkeys")]
+    folders = [write_images(tmp_path / name, 1) for name in ("horses", "zebras", "donkeys")]
     assert quiet(folders).labels.tolist() == [0, 1, 2]
 
 
 def test_folders_may_hold_their_splits(tmp_path):
     for name in ("horses", "zebras"):
-        write_pictures(tmp_path / name / "train", 2)
-        write_pictures(tmp_path / name / "test", 1)
+        write_images(tmp_path / name / "train", 2)
+        write_images(tmp_path / name / "test", 1)
     asked = f"{tmp_path / 'horses'},{tmp_path / 'zebras'}"
     assert quiet(asked).labels.tolist() == [0, 0, 1, 1]
     assert quiet(asked, "test").labels.tolist() == [0, 1]
@@ -159,7 +159,7 @@ def test_folders_may_hold_their_splits(tmp_path):
 
 def test_a_folder_whose_name_has_a_comma_goes_first(tmp_path, monkeypatch):
     for name in ("cats,dogs/cat", "cats,dogs/dog", "cats", "dogs", "a,b"):
-        write_pictures(tmp_path / name, 1)
+        write_images(tmp_path / name, 1)
     monkeypatch.chdir(tmp_path)
     assert quiet("cats,dogs").classes == ("cat", "dog")
     assert quiet("a,b,dogs").classes == ("a,b", "dogs")
@@ -173,15 +173,15 @@ def test_a_folder_whose_name_has_a_comma_goes_first(tmp_path, monkeypatch):
         ("here,file.txt", r"no folder 'file.txt'"),
         ("here,here", r"lie apart"),
         ("here,here/inside", r"lie apart.*inside lies in"),
-        ("here,empty", r"empty: expected the pictures of a class, got none"),
+        ("here,empty", r"empty: expected the images of a class, got none"),
         (["here"], r"two folders or more.*got 1"),
         ([], r"two folders or more.*got 0"),
         (["here", "nowhere"], r"there is no folder nowhere"),
     ],
 )
 def test_what_is_no_two_folders_is_named(tmp_path, monkeypatch, asked, says):
-    write_pictures(tmp_path / "here", 1)
-    write_pictures(tmp_path / "here" / "inside", 1)
+    write_images(tmp_path / "here", 1)
+    write_images(tmp_path / "here" / "inside", 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("no folder")
     monkeypatch.chdir(tmp_path)
@@ -195,7 +195,7 @@ def test_a_path_with_a_comma_is_one_path(tmp_path):
 
 
 def test_a_changed_folder_is_decoded_anew(tmp_path):
-    folders = [write_pictures(tmp_path / name, 1) for name in ("horses", "zebras")]
+    folders = [write_images(tmp_path / name, 1) for name in ("horses", "zebras")]
     quiet(folders)
     (folders[1] / "new.png").write_bytes(png(pixels(7)))
     assert quiet(folders).labels.tolist() == [0, 1, 1]
@@ -208,7 +208,7 @@ def test_names_are_no_places(text):
 
 def test_places_are_found_from_anywhere(tmp_path, monkeypatch):
     for name in ("old,new/horses", "old,new/zebras"):
-        write_pictures(tmp_path / name, 1)
+        write_images(tmp_path / name, 1)
     monkeypatch.chdir(tmp_path / "old,new")
     both, one = located("horses,zebras"), located("horses")
     monkeypatch.chdir(os.sep)
@@ -250,7 +250,7 @@ def test_the_preset_is_the_papers_row() -> None:
 
 def test_the_command_trains_on_two_folders(tmp_path, monkeypatch):
     for seed, name in enumerate(("horses", "zebras")):
-        write_pictures(tmp_path / name, 12, seed=100 * seed)
+        write_images(tmp_path / name, 12, seed=100 * seed)
     monkeypatch.chdir(tmp_path)
     small = "--architecture small-cnn --width 4 --crop none --epochs 1 --batch-size 8 --held-out 4 --attack-steps 1"
     arguments = ["train", "--data", "horses,zebras", "--out", "out", "--precision", "float32", *small.split()]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from robustsynth.solver import Interrupted, Progress, Results
     from robustsynth.tasks.call import predict
     from robustsynth.tasks.compare import Comparison, compare
+    from robustsynth.tasks.features import FeatureAtlas, feature_steps, features
     from robustsynth.tasks.functions import (
         generate,
         generate_steps,
@@ -51,11 +52,12 @@ if TYPE_CHECKING:
     from robustsynth.tasks.inpaint import InpaintSettings
     from robustsynth.tasks.paint import PaintSettings
     from robustsynth.tasks.refine import RefineSettings
+    from robustsynth.tasks.settings import FeatureSettings
     from robustsynth.tasks.sketch import SketchSettings
     from robustsynth.tasks.translate import TranslateSettings
     from robustsynth.tasks.upscale import UpscaleSettings
-    from robustsynth.training.run import Trainer
     from robustsynth.training.settings import TrainSettings
+    from robustsynth.training.trainer import Trainer
 
 _HOMES = {
     "constraints": ["Box", "L2Ball", "LinfBall"],
@@ -73,6 +75,7 @@ _HOMES = {
     "sheet": ["save", "show"],
     "solver": ["Interrupted", "Progress", "Results"],
     "tasks.call": ["predict"],
+    "tasks.features": ["FeatureAtlas", "feature_steps", "features"],
     "tasks.functions": [
         "generate", "generate_steps", "inpaint", "inpaint_steps", "paint", "paint_steps", "refine", "refine_steps",
         "sketch", "sketch_steps", "translate", "translate_steps", "upscale", "upscale_steps",
@@ -81,33 +84,32 @@ _HOMES = {
     "tasks.inpaint": ["InpaintSettings"],
     "tasks.paint": ["PaintSettings"],
     "tasks.refine": ["RefineSettings"],
+    "tasks.settings": ["FeatureSettings"],
     "tasks.sketch": ["SketchSettings"],
     "tasks.translate": ["TranslateSettings"],
     "tasks.upscale": ["UpscaleSettings"],
-    "training.run": ["Trainer"],
     "training.settings": ["TrainSettings"],
+    "training.trainer": ["Trainer"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "GenerateSettings",
-    "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError", "Objective",
-    "PaintSettings", "Problem", "Progress", "RefineSettings", "Results", "SketchSettings", "Step", "TrainSettings",
-    "Trainer", "TranslateSettings", "UnknownNameError", "UpscaleSettings", "UserError", "__version__", "compare",
-    "constraints", "data", "errors", "evaluate_accuracy", "fit_class_seeds", "generate", "generate_steps", "images",
-    "inpaint", "inpaint_steps", "load_data", "load_image", "load_model", "loop", "model_names", "objectives",
-    "paint", "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps", "sample_seeds", "save",
-    "save_model", "seeds", "sheet", "show", "sketch", "sketch_steps", "solver", "translate", "translate_steps",
-    "upscale", "upscale_steps",
+    "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "FeatureAtlas", "FeatureSettings",
+    "GenerateSettings", "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError",
+    "Objective", "PaintSettings", "Problem", "Progress", "RefineSettings", "Results", "SketchSettings", "Step",
+    "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError", "UpscaleSettings", "UserError",
+    "__version__", "compare", "evaluate_accuracy", "feature_steps", "features", "fit_class_seeds", "generate",
+    "generate_steps", "inpaint", "inpaint_steps", "load_data", "load_image", "load_model", "model_names", "paint",
+    "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps", "sample_seeds", "save", "save_model",
+    "show", "sketch", "sketch_steps", "translate", "translate_steps", "upscale", "upscale_steps",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Names are fetched when first used: torch takes seconds to import, and `robustsynth --help` needs none of it.
     if name not in _HOME_OF:
-        from robustsynth.tasks.table import TASKS
-
-        if name.removesuffix("_steps") in TASKS:  # A task that was added to the table.
+        if name.removesuffix("_steps") in importlib.import_module("robustsynth.tasks.table").TASKS:
+            # A task that was added to the table.
             return getattr(importlib.import_module("robustsynth.tasks.functions"), name)
         raise AttributeError(f"module 'robustsynth' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"robustsynth.{_HOME_OF[name]}"), name)

@@ -1,4 +1,4 @@
-"""What to put under a mask before anything better is drawn there.
+"""Fills: what the hole under a mask starts as, before the classifier draws there.
 
 Each kind of fill goes by the known pixels alone: what stands under the mask is never read, and what stands outside is
 never changed. Each image is filled by itself, so that none depends on its batch.
@@ -20,7 +20,7 @@ from robustsynth.masks import check_mask
 DEFAULT = "edges"
 
 BEAMS = 16
-"""Directions into which edges are sorted, and how narrowly each is continued (docs/fills.md)."""
+"""Directions into which edges are sorted, and how narrowly each is continued (docs/log/fills.md)."""
 
 ANISOTROPY = 2.5
 FLATNESS = 0.03
@@ -42,7 +42,7 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
     ``"mean"``: each image's mean per channel over its known pixels, as in the paper (Santurkar et al. 2019,
     Appendix A.8, and the authors' notebooks). ``"laplace"``: the harmonic fill, each pixel the mean of its neighbours;
     the edges of the image are free. ``"edges"``: as that, but along the edges that point into the hole, which it
-    continues (`edge_tensors`). docs/fills.md compares them.
+    continues (`edge_tensors`). docs/log/fills.md compares them.
 
     Args:
         images: (N, 3, H, W) or (N, 1, H, W) in [0, 1]; anything under the mask, even NaN.
@@ -184,7 +184,7 @@ def _mean_power(power: int) -> float:
     return math.comb(power, power // 2) / 2**power
 
 
-# Unknown pixels of least energy
+# Unknown pixels from known ones
 
 
 class Weights(NamedTuple):
@@ -203,7 +203,13 @@ class Weights(NamedTuple):
 
 
 def diffuse(values: Tensor, unknown: Tensor, tensors: Tensor | None = None) -> Tensor:
-    """Fill the unknown pixels of one image with those of least energy.
+    """Fill the unknown pixels of one image with those that minimise an energy of differences between neighbours.
+
+    The energy is Σ w_pq (u_p − u_q)² over neighbouring pixels p and q, which is ∫ ∇uᵀ D ∇u on the grid. With D = 1 its
+    minimum is the solution of Laplace's equation, each unknown pixel the mean of its neighbours; with a tensor D a
+    pixel is drawn more to its neighbours along one direction than along another. The edges of the image are free
+    (Neumann). Moderate holes are solved exactly, row by row; larger ones from their own solution at half the
+    resolution on, by conjugate gradients.
 
     Args:
         values: (C, H, W), float64; what stands at unknown pixels is not read.

@@ -30,9 +30,7 @@ FLAT_SHARE = 0.95
 """At least so much of a drawing is of its flat colours: the rest are soft edges. Photographs have less."""
 
 
-def load_mask(
-    source: Path | str | Image.Image | LoadedImage, size: tuple[int, int] | None = None, *, invert: bool = False
-) -> Tensor:
+def load_mask(source: Path | str | Image.Image, size: tuple[int, int] | None = None, *, invert: bool = False) -> Tensor:
     """A mask from an image file of any kind. The first rule that applies decides what is filled:
 
     1. Some pixels are transparent, others are not: what is **not opaque** is filled, as if erased in an editor.
@@ -43,7 +41,7 @@ def load_mask(
     is turned upright by its EXIF tag; of an animation the first frame counts.
 
     Args:
-        source: a file, an image of Pillow's, or one that `read_image` has read with three channels.
+        source: a file of any kind that Pillow reads, or an image of Pillow's.
         size: (H, W) that the mask must have; a mask is never resized. None for any.
         invert: fill what would be kept, and keep what would be filled.
 
@@ -63,7 +61,7 @@ def load_mask(
         ...     load_mask(Path(folder, "mask.png"), (2, 4)).tolist()
         [[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
-    image = _read(source)
+    image = read_image(source)
     if size is not None and image.pixels.shape[:2] != tuple(size):
         raise UserError(
             f"expected a mask of the image's size, {_named(size)}, got {_named(image.pixels.shape)} in "
@@ -98,7 +96,7 @@ def mask_from_alpha(source: Path | str | Image.Image | LoadedImage) -> Tensor:
     Raises:
         UserError: no such file, not a whole image, or nothing or everything in it is transparent.
     """
-    image = _read(source)
+    image = source if isinstance(source, LoadedImage) else read_image(source)
     erased = _erased(image)
     if erased.all() or not erased.any():
         what = "wholly transparent" if erased.all() else "nowhere transparent"
@@ -217,10 +215,6 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
             which = f"mask {index}" if len(share) > 1 else "the mask"
             raise UserError(f"expected a mask that covers a part of the image, but {which} covers {what}")
     return filled.to(images).reshape(-1, 1, height, width).expand(count, -1, -1, -1).contiguous()
-
-
-def _read(source: Path | str | Image.Image | LoadedImage) -> LoadedImage:
-    return source if isinstance(source, LoadedImage) else read_image(source)
 
 
 def _erased(image: LoadedImage) -> np.ndarray:

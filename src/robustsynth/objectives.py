@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.models.classifier import Classifier
+from robustsynth.models.representation import feature_network
 from robustsynth.resampling import resample
 
 Network = Callable[[Tensor], Tensor]
@@ -205,24 +206,54 @@ class Untargeted(Objective):
         return -F.cross_entropy(self.network(images), self.labels.to(images.device), reduction="none")
 
 
-@dataclass(frozen=True)
 class Activation(Objective):
-    """−R(x)_f, minus the activation of unit f of the representation (Santurkar et al. 2019, Equation 5).
+    """−R(x)_f, minus the activation of a unit f of the representation (Santurkar et al. 2019, Equation 5).
 
     Args:
-        network: images to representations (N, D).
-        unit: f.
+        model: a `Classifier`, whose `feature_network` is used, or any function from images to features (N, D).
+        units: f, one for all images, or (N,) integers, one an image.
+
+    Raises:
+        UserError: units that are not integers of 0 or more.
 
     Example:
-        >>> Activation(lambda x: x.flatten(1), 1)(torch.tensor([[[[0.0, 0.5]]]])).tolist()
-        [-0.5]
+        >>> flat = lambda x: x.flatten(1)
+        >>> Activation(flat, [1, 0])(torch.tensor([[[[0.0, 0.5]]], [[[0.25, 0.0]]]])).tolist()
+        [-0.5, -0.25]
     """
 
-    network: Network
-    unit: int
+    def __init__(self, model: Classifier | Network, units: int | Tensor | Sequence[int]) -> None:
+        units = torch.as_tensor(units)
+        if units.ndim > 1 or units.is_floating_point() or units.dtype == torch.bool:
+            raise UserError(f"expected one unit, or (N,) integers, got {units.dtype} {tuple(units.shape)}")
+        if units.numel() and int(units.min()) < 0:
+            raise UserError(f"expected units of 0 or more, got {int(units.min())}")
+        self.network = feature_network(model) if isinstance(model, Classifier) else model
+        self.units = units.long()
+        self._highest = int(units.max()) if units.numel() else -1
 
     def __call__(self, images: Tensor) -> Tensor:
-        return -self.network(images)[:, self.unit]
+        features = self.network(images)
+        if self.units.ndim and len(self.units) != len(images):
+            raise UserError(f"expected one unit an image, got {len(self.units)} for {len(images)} images")
+        if self._highest >= features.shape[1]:
+            raise UserError(f"expected units from 0 to {features.shape[1] - 1}, got {self._highest}")
+        chosen = self.units.to(images.device).expand(len(images))
+        return -features.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+
+class Roughness(Objective):
+    """The mean absolute difference between neighbouring pixels, along rows and columns: anisotropic total variation
+    (Mahendran and Vedaldi 2015, "Understanding deep image representations by inverting them").
+
+    Example:
+        >>> Roughness()(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])).tolist()
+        [1.0]
+    """
+
+    def __call__(self, images: Tensor) -> Tensor:
+        across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
+        return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 
 
 @dataclass(frozen=True)

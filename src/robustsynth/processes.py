@@ -1,4 +1,4 @@
-"""Several processes at one job, as ``torchrun`` starts them: who does what, and how they wait for each other."""
+"""The processes of a job that ``torchrun`` starts: how they share work, wait for each other and exchange values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from robustsynth.rendezvous import PATIENCE, job_store, met
+from robustsynth.rendezvous import PATIENCE, job_store, join_round
 
 T = TypeVar("T")
 
@@ -37,29 +37,29 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that speaks and writes."""
+        """Whether this is the process that prints and writes files."""
         return self.rank == 0
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other."""
+        """Whether there is no other process."""
         return self.size == 1
 
     def share(self, items: Any) -> Any:
-        """Every `size`-th of `items`, a sequence or an array: what this process does."""
+        """The part of `items`, a sequence or an array, that this process works on: every `size`-th."""
         return items[self.rank :: self.size]
 
     def device(self, asked: str | None) -> str | None:
-        """`asked`, or a graphics card of its own for each process where there are any."""
+        """The device `asked` for; of several processes each gets a graphics card of its own, where there are any."""
         if asked in (None, "cuda") and self.size > 1 and torch.cuda.is_available():
             return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
         return asked
 
     @contextlib.contextmanager
     def joined(self, device: torch.device | str | None = None) -> Iterator[None]:
-        """In here the processes can wait for each other, and exchange tensors on `device`.
+        """A context in which the processes can wait for each other and exchange tensors on `device`.
 
-        Those on a processor go by gloo, those on a graphics card by nccl.
+        On a processor they use gloo, on graphics cards nccl.
         """
         if self.size == 1 or dist.is_initialized():
             yield
@@ -70,7 +70,7 @@ class Workers:
         store = job_store()
         among: dict[str, Any] = {}
         if store is not None:
-            among = {"store": met(store, self.rank, self.size), "rank": self.rank, "world_size": self.size}
+            among = {"store": join_round(store, self.rank, self.size), "rank": self.rank, "world_size": self.size}
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, **among)
         try:
             yield
@@ -97,7 +97,7 @@ class Workers:
         return [count > 0 for count in self.total([int(flag) for flag in flags])]
 
     def agreed(self, value: Callable[[], T]) -> T:
-        """What `value` gives in the first process, in all of them; the others do not call it. Within `joined`."""
+        """Call `value` in the first process alone, and return its result in all of them. Within `joined`."""
         if self.size == 1:
             return value()
         box = [value() if self.first else None]
@@ -113,7 +113,7 @@ class Workers:
         return found
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Do `work` in the first process, then in all others: what the first leaves on the disk is there for them."""
+        """Do `work` in the first process, then in all others, which find what the first wrote to the disk."""
         if self.size == 1:
             return work()
         if self.first:
@@ -124,7 +124,7 @@ class Workers:
         return work()
 
     def wait(self) -> None:
-        """Until every process is here. Within `joined`."""
+        """Wait until every process has called this. Within `joined`."""
         self.total([0])
 
 

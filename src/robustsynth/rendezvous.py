@@ -1,8 +1,9 @@
-"""Where processes that ``torchrun`` starts find each other, in each round of a job anew.
+"""How the processes that ``torchrun`` starts find each other, also after it has restarted them.
 
-``torchrun`` keeps one key-value store for all rounds of a job. PyTorch's own ``init_process_group`` writes each
-process's address in it under the same key in every round, so that after a restart some read the addresses of processes
-that are dead: they are refused, or wait for ever (seen with PyTorch 2.13). Here each round has keys of its own.
+``torchrun`` starts all processes of a job again when one was lost; each such round shares one key-value store with the
+rounds before. PyTorch's own ``init_process_group`` writes each process's address in it under the same key in every
+round, so that after a restart some read the addresses of dead processes: they are refused, or wait for ever (seen with
+PyTorch 2.13). Here each round has keys of its own.
 """
 
 # torch.distributed documents the stores as its own, but imports them in a way that type checkers take for private.
@@ -33,11 +34,11 @@ def job_store() -> dist.Store | None:
     return dist.PrefixStore(f"robustsynth {os.environ.get('TORCHELASTIC_RUN_ID', '')}", store)
 
 
-def met(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """Wait for the other processes of this round; a store that they share, and nobody else.
+def join_round(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Wait for the other processes of this round, and give a store that they share and no earlier round has used.
 
-    The first process opens a round with a number that no other had. Another one leaves its name there, and takes part
-    once the first has said that it met that very name: a round that an earlier process of its rank was in says another.
+    The first process opens a round with a new number. Every other one writes a random name there, and takes part once
+    the first has listed that name: a round that an earlier process of its rank took part in lists another name.
 
     Args:
         store: that of the job, which may hold rounds whose processes are dead.
@@ -45,7 +46,7 @@ def met(store: dist.Store, rank: int, size: int) -> dist.Store:
         size: number of processes.
 
     Example:
-        >>> alone = met(dist.HashStore(), rank=0, size=1)
+        >>> alone = join_round(dist.HashStore(), rank=0, size=1)
         >>> alone.set("key", "value")
     """
     if rank == 0:
@@ -57,7 +58,7 @@ def met(store: dist.Store, rank: int, size: int) -> dist.Store:
             while not here.check([f"name {other}"]):
                 time.sleep(PAUSE)
             names.append(here.get(f"name {other}").decode())
-        here.set("met", json.dumps(names))
+        here.set("members", json.dumps(names))
         return here
     name = uuid.uuid4().hex
     entered = ""
@@ -68,7 +69,7 @@ def met(store: dist.Store, rank: int, size: int) -> dist.Store:
             if number != entered:
                 here.set(f"name {rank}", name)
                 entered = number
-            if here.check(["met"]) and name in json.loads(here.get("met")):
+            if here.check(["members"]) and name in json.loads(here.get("members")):
                 return here
         time.sleep(PAUSE)
 

@@ -1,21 +1,21 @@
-"""``robustsynth compare``"""
+"""``robustsynth compare``: several models draw from the same start images."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import interactive, say
+from robustsynth.cli import say
 from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.stopping import STOPPED, stoppable
+from robustsynth.cli.progress import STOPPED, stoppable, with_bar
 from robustsynth.errors import UserError
-from robustsynth.tasks.settings import GenerateSettings
+from robustsynth.tasks.generate import GenerateSettings
 
 if TYPE_CHECKING:
-    from robustsynth.loop import Step
     from robustsynth.models.classifier import Classifier
 
 
@@ -30,31 +30,17 @@ if TYPE_CHECKING:
 )
 @click.option("--num-per-class", type=int, default=2, show_default=True, help="Start images of each class.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same start images.")
-@click.option("--preset", default=None, help="paper, mcgill2019, duke2023, hse2025 or best (the model's own).")
 @click.option(
     "--own-settings", is_flag=True, help="Each model by its own card's settings, in place of the same for all."
 )
-@settings_options(GenerateSettings)
+@settings_options(GenerateSettings, "generate")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=None, help="Measured, for three turns or more, if not given."
 )
-@click.option("--device", default=None, help="cpu or cuda.")
+@click.option("--device", default=None, help="Any that torch names, such as cpu or cuda; tested on cpu.")
 @click.option("--overwrite", is_flag=True, help="Replace what another comparison wrote to the folder.")
-def command(
-    models: tuple[str, ...],
-    out: str,
-    classes: str,
-    num_per_class: int,
-    seed: int,
-    preset: str | None,
-    own_settings: bool,
-    precision: str | None,
-    batch_size: int | None,
-    device: str | None,
-    overwrite: bool,
-    **given: Any,
-) -> None:
+def command(models: tuple[str, ...], out: str, classes: str, device: str | None, overwrite: bool, **asked: Any) -> None:
     """Draw the same class seeds with several MODELS, as one figure beside a table of accuracy, size and time.
 
     The seeds are those of the first robust model that has some, and its settings hold for all: what differs is the
@@ -63,88 +49,64 @@ def command(
 
     robustsynth compare cifar10 cifar10-standard --out contrast
     """
-    from tqdm import tqdm
-
     from robustsynth.cli.describe import describe_model
+    from robustsynth.files import only_writer
     from robustsynth.models.files import load_model
-    from robustsynth.tasks.compare import draw_in_turns
-    from robustsynth.tasks.compare_plan import plan_comparison
-    from robustsynth.tasks.compare_report import check_folder, write_comparison
+    from robustsynth.run_folder import RunFolder
+    from robustsynth.tasks.compare import ComparisonSteps, comparison_folder, plan_comparison, write_comparison
 
     loaded = [load_model(name, device=device) for name in models]
-    plan = plan_comparison(
-        loaded,
-        _classes(classes, loaded),
-        names=_names(models),
-        num_per_class=num_per_class,
-        seed=seed,
-        preset=preset,
-        own_settings=own_settings,
-        precision=precision,
-        batch_size=batch_size,
-        given=given,
-    )
-    folder = Path(out)
-    check_folder(folder, plan, overwrite=overwrite)
-    for model in loaded:
-        say(describe_model(model))
-    say(f"start images {'' if own_settings else 'and settings '}of {plan.names[plan.seeds_of]}, seed {seed}")
-    count = len(plan.classes)
-    total = sum(count * max(each.steps, 1) for each in plan.settings)
-    stopping: list[int] = []
-    with (
-        stoppable(stopping),
-        tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar,
-    ):
-
-        def advance(place: int, indices: Sequence[int], step: Step) -> bool:
-            if step.index:
-                bar.update(len(indices))
-            return not stopping
-
-        result = draw_in_turns(plan, on_step=advance)
-    if not bool(result.drawn.any()) and not result.complete:
-        say("stopped before the first pictures were done; nothing was written")
-        raise SystemExit(STOPPED)
-    click.echo(write_comparison(folder, result))
+    given = {each.name: asked.pop(each.name) for each in dataclasses.fields(GenerateSettings)}
+    plan = plan_comparison(loaded, _classes(classes, loaded), names=_names(models), given=given, **asked)
+    # The only writer looks at the folder: another command may have written there a moment ago.
+    with only_writer(RunFolder.path_of(out)):
+        folder = comparison_folder(out, plan, overwrite=overwrite)
+        for model in loaded:
+            say(describe_model(model))
+        common = "" if plan.own_settings else "and settings "
+        say(f"start images {common}of {plan.names[plan.seeds_of]}, seed {plan.seed}")
+        drawing = ComparisonSteps(plan)
+        total = len(plan.classes) * sum(each.steps for each in plan.settings)
+        with stoppable() as asked_to_stop:
+            progresses = (progress for _, progress in drawing)
+            for _ in with_bar(progresses, total=total, name="drawing", asked=asked_to_stop):
+                pass
+        result = drawing.result()
+        if not bool(result.drawn.any()) and not result.complete:
+            say("stopped before the first images were done; nothing was written")
+            raise SystemExit(STOPPED)
+        click.echo(write_comparison(folder, result))
     if not result.complete:
-        say(f"stopped; {int(result.drawn.sum())} of {result.drawn.numel()} images are in {folder / 'figure.png'}")
+        say(f"stopped; {int(result.drawn.sum())} of {result.drawn.numel()} images are in {folder.out / 'figure.png'}")
         raise SystemExit(STOPPED)
     if any(result.failures):
-        told = ", ".join(f"{len(f)} of {name}" for name, f in zip(plan.names, result.failures, strict=True) if f)
+        failed = ", ".join(f"{len(f)} of {name}" for name, f in zip(plan.names, result.failures, strict=True) if f)
         raise UserError(
-            f"expected finite numbers, got NaN or infinity for {told}; the other images are in {folder}. "
+            f"expected finite numbers, got NaN or infinity for {failed}; the other images are in {folder.out}. "
             "Try --precision float32 or a smaller --step-size"
         )
-    say(f"wrote figure.png, table.md and settings.json to {folder}")
+    say(f"wrote figure.png, table.md and settings.json to {folder.out}")
 
 
 def _classes(text: str, models: Sequence[Classifier]) -> list[str] | None:
     """The classes asked for, by names that all models have; None for all of them."""
-    from robustsynth.tasks.compare_plan import shared_class
+    from robustsynth.tasks.compare import shared_classes
 
     if text.strip().lower() == "all":
         return None
-    first = models[0]
-
-    def index(name: str) -> int:
-        return first.classes.index(shared_class(name, models))
-
-    return [first.classes[place] for place in parse_classes(text, first.classes, index)]
+    known = models[0].classes
+    places = parse_classes(text, known, lambda name: known.index(shared_classes(models, [name])[0]))
+    return [known[place] for place in places]
 
 
 def _names(models: Sequence[str]) -> list[str]:
     """What to call the models: as they were asked for, a path by its last part where that tells them apart."""
-    short = [
-        name.removeprefix("hf://") if name.startswith("hf://") else _folder_name(name) if "/" in name else name
-        for name in models
-    ]
-    pairs = zip(short, models, strict=True)
-    return [long if short.count(name) > 1 and models.count(long) == 1 else name for name, long in pairs]
-
-
-def _folder_name(path: str) -> str:
     from robustsynth.models.files import WEIGHTS_FILE
 
-    resolved = Path(path).expanduser().resolve()
-    return (resolved.parent if resolved.name == WEIGHTS_FILE else resolved).name
+    short: list[str] = []
+    for name in models:
+        path = Path(name).expanduser().resolve()
+        folder = path.parent if path.name == WEIGHTS_FILE else path
+        short.append(folder.name if "/" in name and not name.startswith("hf://") else name.removeprefix("hf://"))
+    pairs = zip(short, models, strict=True)
+    return [long if short.count(name) > 1 and models.count(long) == 1 else name for name, long in pairs]

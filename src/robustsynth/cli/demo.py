@@ -1,8 +1,7 @@
-"""``robustsynth demo``: the paper's claim in four pictures."""
+"""``robustsynth demo``: what a robust classifier draws and a standard one does not, in four images."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robustsynth.cli import say
+from robustsynth.cli import interactive, say
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from robustsynth.models.classifier import Classifier
-
 EACH = 8
-"""Samples of each class."""
+"""Images of each class."""
 
 
 @click.command("demo")
@@ -27,62 +24,47 @@ EACH = 8
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default=None, help="cpu or cuda.")
 def command(out: str, seed: int, device: str | None) -> None:
-    """Draw ten classes with the bundled robust classifier, and fail to with its standard twin."""
+    """Draw ten classes with the bundled robust classifier, and fail to with its standard counterpart."""
     started = time.monotonic()
     import torch
+    from tqdm import tqdm
 
+    from robustsynth.animations import save_animation
     from robustsynth.cli.describe import describe_model
-    from robustsynth.images import to_uint8
+    from robustsynth.images import save_png, to_uint8
     from robustsynth.models.files import load_model
-    from robustsynth.tasks.generate import generate, resolve_generate
+    from robustsynth.sheet import class_sheet
+    from robustsynth.tasks.compare import ComparisonSteps, plan_comparison
 
     folder = Path(out)
-    robust, standard = load_model("cifar10", device=device), load_model("cifar10-standard", device=device)
+    robust, standard = (load_model(name, device=device) for name in ("cifar10", "cifar10-standard"))
     say(describe_model(robust))
-    labels = torch.arange(len(robust.classes)).repeat_interleave(EACH)
-    settings = resolve_generate(robust)
-    start = generate(robust, labels, seed=seed, steps=0)
-    names = [robust.classes[label] for label in labels.tolist()]
+    # The same start images and settings for both, so that the classifier is the only difference.
+    plan = plan_comparison([robust, standard], num_per_class=EACH, seed=seed)
+    drawing = ComparisonSteps(plan)
+    # The first image of each class, as it is after each step.
+    forming: dict[int, list[Tensor]] = {index: [] for index in range(0, len(plan.classes), EACH)}
+    total = len(plan.classes) * sum(each.steps for each in plan.settings)
+    with tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar:
+        for place, progress in drawing:
+            bar.update(len(progress.indices) if progress.step else 0)
+            if place == 0:
+                shown = zip(progress.indices, progress.previews, strict=True)
+                for index, image in ((index, image) for index, image in shown if index in forming):
+                    forming[index].append(image)
+    result = drawing.result()
 
-    written = [
-        _sheet(folder / "seeds.png", to_uint8(start), names, "where every picture starts: draws of class normals")
-    ]
-    images = generate(robust, labels, seed=seed, start=start)
-    written.append(_sheet(folder / "generated.png", to_uint8(images), names, "what the robust classifier draws"))
-    # The same settings for both, so that the classifier is the only difference.
-    plain = generate(standard, labels, seed=seed, start=start, **dataclasses.asdict(settings))
-    written.append(_sheet(folder / "standard.png", to_uint8(plain), names, "the same with its standard twin"))
-    written.append(_forming(folder / "forming.gif", robust, labels[::EACH], start[::EACH]))
-    for path, what in written:
-        click.echo(f"{path}  {what}")
-    click.echo(f"rows: {', '.join(robust.classes)}")
+    def by_class(names: Sequence[str], images: Tensor) -> np.ndarray:
+        return class_sheet(names, to_uint8(images).__getitem__)
+
+    for name, images, what in (
+        ("seeds.png", result.seeds, "where every image starts: draws of class normals"),
+        ("generated.png", result.images[0], "what the robust classifier draws"),
+        ("standard.png", result.images[1], "the same with its standard counterpart"),
+    ):
+        save_png(folder / name, by_class(plan.classes, images))
+        click.echo(f"{folder / name}  {what}")
+    frames = [by_class(robust.classes, torch.stack(each)) for each in zip(*forming.values(), strict=True)]
+    save_animation(folder / "forming.gif", frames)
+    click.echo(f"{folder / 'forming.gif'}  {len(forming)} images forming, step by step")
     click.echo(f"took {time.monotonic() - started:.0f} s")
-
-
-def _sheet(path: Path, images: np.ndarray, names: Sequence[str], what: str) -> tuple[Path, str]:
-    """One row a class."""
-    from robustsynth.images import save_png
-    from robustsynth.sheet import class_sheet
-
-    save_png(path, class_sheet(names, images.__getitem__))
-    return path, what
-
-
-def _forming(path: Path, model: Classifier, labels: Tensor, start: Tensor) -> tuple[Path, str]:
-    """The first image of each class, step by step."""
-    from robustsynth.animations import save_animation
-    from robustsynth.images import to_uint8
-    from robustsynth.loop import Step
-    from robustsynth.sheet import in_rows, sheet
-    from robustsynth.tasks.generate import generate
-
-    iterates: list[Tensor] = []
-
-    def keep(indices: Sequence[int], step: Step) -> None:
-        iterates.append(step.images[: len(labels)].cpu())
-
-    # One batch of all of them, whatever batch size is fastest, so that every frame holds every image.
-    generate(model, labels, start=start, on_step=keep, batch_size=len(labels))
-    names = in_rows([model.classes[label] for label in labels.tolist()], 5)
-    save_animation(path, [sheet(in_rows(to_uint8(images), 5), captions=names) for images in iterates])
-    return path, "ten images forming, step by step"

@@ -90,7 +90,7 @@ def command(
 
     from robustsynth.cli.describe import describe_model
     from robustsynth.cli.evaluate_runs import look_for_masking, measure_auto, measure_quickly
-    from robustsynth.cli.voices import one_voice
+    from robustsynth.cli.workers import one_voice
     from robustsynth.data import load_data
     from robustsynth.errors import UserError
     from robustsynth.models.files import load_model

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustsynth.cli import interactive, say
-from robustsynth.cli.options import Numbers, parse_classes, settings_options
-from robustsynth.cli.trajectories import Trajectories, check_trajectory, trajectory_option
+from robustsynth.cli.options import Numbers, parse_classes, run_options, settings_options
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
-from robustsynth.tasks.feature_settings import FeatureSettings
+from robustsynth.tasks.settings import FeatureSettings
 
 if TYPE_CHECKING:
-    from robustsynth.data import ImageData
-    from robustsynth.loop import Step
     from robustsynth.models.classifier import Classifier
+    from robustsynth.solver import Progress
+    from robustsynth.tasks.features import UnitRow
+
+ATLAS_FILE, FEATURES_FILE = "atlas.png", "features.json"
 
 
 @click.command("features")
@@ -29,98 +35,199 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise drawn from.")
 @click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
 @settings_options(FeatureSettings)
-@trajectory_option
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given.")
-@click.option("--device", default=None, help="cpu or cuda.")
-@click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
-def command(
-    model_name: str,
-    units: tuple[int, ...] | None,
-    classes: str | None,
-    num: int,
-    data: str | None,
-    split: str,
-    seed: int,
-    out: str,
-    trajectory: str | None,
-    precision: str | None,
-    batch_size: int | None,
-    device: str | None,
-    overwrite: bool,
-    **given: Any,
-) -> None:
+@run_options
+def command(**options: Any) -> None:
     """Show what a model's units respond to, to choose some for painting.
 
-    A row a unit: pictures drawn from noise to raise it, the images of --data that raise it most, and the classes that
-    it speaks for. Writes atlas.png, features.json and settings.json into the folder, and with --trajectory how each
-    picture comes about.
+    A row a unit: images drawn from noise to raise it, the images of --data that raise it most, and the classes that
+    it speaks for. Writes atlas.png, features.json, settings.json and each drawn image into the folder, and with
+    --trajectory how each comes about. Stopped by Ctrl-C, the same command goes on with the units that are missing.
     """
-    from tqdm import tqdm
+    from robustsynth.files import only_writer
+    from robustsynth.run_folder import RunFolder
 
-    from robustsynth.cli.describe import describe_model
-    from robustsynth.models.files import load_model
-    from robustsynth.tasks.features import resolve_features
-    from robustsynth.tasks.features_job import FeaturesJob
-
-    check_trajectory(trajectory)
-    model = load_model(model_name, device=device)
-    wanted = _wanted_units(model, units, classes, num)
-    settings = resolve_features(model, given=given)
-    images = None if data is None else _images(model, data, split)
-    job = FeaturesJob(
-        model,
-        wanted,
-        settings,
-        out,
-        data=images,
-        split=split,
-        seed=seed,
-        precision=precision,
-        batch_size=batch_size,
-        overwrite=overwrite,
-    )
-    say(describe_model(model))
-    say(f"settings: {', '.join(f'{k}={v}' for k, v in job.record['settings'].items())}")
-    say(f"running in {job.execution.precision}, {job.execution.batch_size} images a batch, seed {seed}")
-    total = len(images) if images is not None and settings.top else 0
-    names = [f"unit-{unit}-{number}" for unit in job.units for number in range(settings.drawn)]
-    films = Trajectories(trajectory, names, settings.steps)
-    steps, hidden = len(job.units) * settings.drawn * settings.steps, not interactive()
-    with (
-        tqdm(total=total, unit="image", desc="looking", disable=hidden or not total) as looking,
-        tqdm(total=steps, unit="step", desc="drawing", disable=hidden) as drawing,
-    ):
-
-        def advance(indices: Sequence[int], step: Step) -> None:
-            films.add(indices, step)
-            if step.index == settings.steps:
-                films.write_finished(job.out, indices)
-            if step.index:  # x₀ is where it starts, not a step that was taken
-                drawing.update(len(indices))
-
-        rows = job.run(on_step=advance, on_images=looking.update)
-    if len(rows) < len(job.units):
-        said = f"what was done, {len(rows)} of {len(job.units)} units, is in {job.out}" if rows else "nothing is done"
-        say(f"stopped; {said}")
-        raise SystemExit(130)
-    for row in rows:
-        speaks = ", ".join(f"{name} {weight:+.2f}" for name, weight in row.feeds) or "no class known"
-        click.echo(f"unit {row.unit:4}  reaches {max(row.activations):5.1f}  {speaks}")
-    say(f"wrote atlas.png and features.json to {job.out}")
+    with only_writer(RunFolder.path_of(options["out"])):
+        FeaturesRun(options).run()
 
 
-def _wanted_units(model: Classifier, units: tuple[int, ...] | None, classes: str | None, num: int) -> list[int]:
-    from robustsynth.tasks.units import check_units, choose_units
+class FeaturesRun:
+    """One call of the command.
 
+    Attributes:
+        rows: by unit, as the folder's files have them.
+        missing: units that are to be drawn.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from robustsynth.data import load_data
+        from robustsynth.models.files import load_model
+        from robustsynth.run_folder import RunFolder, model_identity
+        from robustsynth.tasks.features import resolve_features
+
+        check_trajectory(options["trajectory"])
+        self.trajectory: str | None = options["trajectory"]
+        self.model = model = load_model(options["model_name"], device=options["device"])
+        self.units = _wanted_units(model, options)
+        given = {field.name: options[field.name] for field in dataclasses.fields(FeatureSettings)}
+        self.settings = resolve_features(model, given=given)
+        self.data, self.seed, split = None, options["seed"], options["split"]
+        if options["data"] is not None:
+            size = {"image_size": model.image_size, "channels": model.channels}
+            self.data = load_data(options["data"], split, **size, announce=say)
+        asked = {
+            "task": "features",
+            "model": model_identity(model),
+            "units": self.units,
+            "data": None if self.data is None else {"name": self.data.name, "split": split, "images": len(self.data)},
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.settings),
+        }
+        self.folder: RunFolder = RunFolder(
+            options["out"],
+            asked,
+            overwrite=options["overwrite"],
+            files=lambda record: self._files(),
+            new_files=(ATLAS_FILE, FEATURES_FILE),
+        )
+        precision, batch_size = self.folder.execution(options["precision"], options["batch_size"])
+        self.execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        self.rows = {row.unit: row for row in self._read()} if self.folder.earlier else {}
+        self.missing = [unit for unit in self.units if not self._is_there(unit)]
+
+    def run(self) -> None:
+        """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
+        from robustsynth.cli.describe import describe_model
+        from robustsynth.sheet import MOST_ROWS
+
+        settings, units, folder = self.settings, self.units, self.folder
+        say(describe_model(self.model))
+        say(settings_line(dataclasses.asdict(settings)))
+        say(f"running in {self.execution.precision}, {self.execution.batch_size} images a batch, seed {self.seed}")
+        if len(self.missing) < len(units):
+            say(f"{len(units) - len(self.missing)} of {len(units)} units are there already")
+        animations = Animations(self.trajectory)
+        names = dict(enumerate(name for unit in self.missing for name in self._names(unit)))
+        total = len(names) * settings.steps
+        with stoppable() as asked:
+            for progress in with_bar(self._steps(asked), total=total, name="drawing", asked=asked):
+                animations.add(progress)
+                if progress.finished:
+                    animations.write(folder.out, names, progress)
+        self._draw()
+        done = [unit for unit in units if self._is_there(unit)]
+        if len(done) < len(units):
+            said = (
+                f"what was done, {len(done)} of {len(units)} units, is in {folder.out}" if done else "nothing is done"
+            )
+            say(f"stopped; {said}")
+            raise SystemExit(STOPPED)
+        for unit in units:
+            speaks = ", ".join(f"{name} {weight:+.2f}" for name, weight in self.rows[unit].classes) or "no class known"
+            click.echo(f"unit {unit:4}  reaches {max(self.rows[unit].activations):5.1f}  {speaks}")
+        shown = f"; {ATLAS_FILE} shows the first {MOST_ROWS} units" if len(units) > MOST_ROWS else ""
+        say(f"wrote {ATLAS_FILE} and {FEATURES_FILE} to {folder.out}{shown}")
+
+    def _steps(self, asked: list[int]) -> Iterator[Progress]:
+        """The steps of drawing what is missing. A row is written as soon as it is there."""
+        from tqdm import tqdm
+
+        from robustsynth.models.execution import machine_name
+        from robustsynth.tasks.features import Looked, UnitRow, feature_steps
+
+        if not self.missing:
+            return
+        execution = self.execution
+        steps = feature_steps(
+            self.model,
+            self.missing,
+            self.settings,
+            data=self.data,
+            seed=self.seed,
+            precision=execution.precision,
+            batch_size=execution.batch_size,
+        )
+        hidden = not interactive() or self.data is None or not self.settings.top
+        with tqdm(
+            total=0 if self.data is None else len(self.data), unit="image", desc="looking", disable=hidden
+        ) as looking:
+            for each in steps:
+                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
+                self.folder.begin(execution=execution.as_dict(), machine=machine_name(self.model.device))
+                if isinstance(each, UnitRow):
+                    self._write(each)
+                elif isinstance(each, Looked):
+                    looking.update(each.images - looking.n)
+                    if asked:
+                        return
+                else:
+                    yield each
+
+    def _names(self, unit: int) -> list[str]:
+        """Of the files of a unit's drawn images, without ending."""
+        return [f"unit-{unit}-{number}" for number in range(self.settings.drawn)]
+
+    def _is_there(self, unit: int) -> bool:
+        films = [self.folder.out / f"{name}.{self.trajectory}" for name in self._names(unit) if self.trajectory]
+        return unit in self.rows and all(film.exists() for film in films)
+
+    def _read(self) -> Iterator[UnitRow]:
+        """The rows that are there; one whose files are damaged counts as missing, and is drawn again."""
+        from robustsynth.images import read_image
+        from robustsynth.tasks.features import UnitRow
+
+        try:
+            records = json.loads((self.folder.out / FEATURES_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return
+        for record in records if isinstance(records, list) else []:
+            with contextlib.suppress(UserError, KeyError, TypeError, ValueError, IndexError):
+                paths = [self.folder.out / f"{name}.png" for name in self._names(record["unit"])]
+                drawn = [read_image(path, channels=self.model.channels).pixels for path in paths]
+                yield UnitRow.of_record(record, drawn, self.data)
+
+    def _write(self, row: UnitRow) -> None:
+        """Write one row; the images first, so that a row whose numbers are there is whole."""
+        from robustsynth.files import write_json
+        from robustsynth.images import save_png, to_uint8
+
+        drawn = list(to_uint8(row.images))
+        for number, (name, image) in enumerate(zip(self._names(row.unit), drawn, strict=True)):
+            text = self.folder.png_text(unit=row.unit, number=number, activation=row.activations[number])
+            save_png(self.folder.out / f"{name}.png", image, text=text)
+        self.rows[row.unit] = row.of_record(row.record(), drawn, self.data)
+        records = [self.rows[unit].record() for unit in self.units if unit in self.rows]
+        write_json(self.folder.out / FEATURES_FILE, records)
+
+    def _draw(self) -> None:
+        """The rows that are there, as the files have them: the same however often the run was stopped."""
+        from robustsynth.images import save_png
+        from robustsynth.tasks.features import draw_atlas
+
+        rows = [self.rows[unit] for unit in self.units if unit in self.rows]
+        if rows:
+            atlas = draw_atlas(
+                rows,
+                title=f"What units of {self.model.name} respond to",
+                drawn_as=f"drawn from noise (eps {self.settings.eps:g}, {self.settings.steps} steps)",
+                data_name="the data" if self.data is None else f"{self.data.name} {self.folder.asked['data']['split']}",
+                classes=self.model.classes,
+            )
+            save_png(self.folder.out / ATLAS_FILE, atlas, text=self.folder.png_text())
+        self.folder.save(done=len(rows))
+
+    def _files(self) -> list[str]:
+        """What this command may have left in the folder, whatever units it drew."""
+        ours = re.compile(r"atlas\.png|features\.json|unit-\d+-\d+\.(png|gif|mp4)")
+        return [path.name for path in self.folder.out.iterdir() if ours.fullmatch(path.name)]
+
+
+def _wanted_units(model: Classifier, options: dict[str, Any]) -> list[int]:
+    from robustsynth.tasks.features import check_units, choose_units
+
+    units, classes = options["units"], options["classes"]
     if units is not None and classes is not None:
         raise UserError("expected --units or --classes, got both; units are chosen for classes where none are given")
     if units is not None:
         return check_units(model, units)
-    return choose_units(model, parse_classes(classes or "all", model.classes, model.class_index), num=num)
-
-
-def _images(model: Classifier, data: str, split: str) -> ImageData:
-    from robustsynth.data import load_data
-
-    return load_data(data, split, image_size=model.image_size, channels=model.channels, announce=say)
+    wanted = parse_classes(classes or "all", model.classes, model.class_index)
+    return choose_units(model, wanted, num=options["num"])

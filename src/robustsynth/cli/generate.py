@@ -37,12 +37,13 @@ def _command(**options: Any) -> None:
     from robustsynth.cli.workers import one_voice
     from robustsynth.files import only_writer
     from robustsynth.processes import Workers
+    from robustsynth.run_folder import RunFolder
 
     workers = Workers.from_environment()
     device = workers.device(options["device"])
     with workers.joined(device), one_voice(workers):
         if workers.first:
-            with only_writer(options["out"]):
+            with only_writer(RunFolder.path_of(options["out"])):
                 GenerateRun(options | {"device": device}, workers).run()
         else:
             GenerateRun(options | {"device": device}, workers).run()

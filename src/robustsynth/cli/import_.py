@@ -46,7 +46,7 @@ def command(
 
     FILE is read without being executed. Its layout and architecture are recognised; what it does not tell is asked for.
     """
-    from robustsynth.cli.known_data import data_facts
+    from robustsynth.data.specs import find_spec
     from robustsynth.models.importing import import_model
 
     card, foreign = import_model(
@@ -55,7 +55,7 @@ def command(
         norm=norm,
         eps=eps,
         licence=licence,
-        data=None if data is None else data_facts(data),
+        data=None if data is None else find_spec(data),
         half=half,
         classes=_class_names(classes),
         architecture=architecture,

@@ -23,12 +23,12 @@ FRAMES = 60
 
 
 @contextmanager
-def stoppable() -> Iterator[list[int]]:
-    """A list that is filled when the user asks to stop, by Ctrl-C or a polite kill; asking twice stops at once."""
+def stoppable(*, at_once: bool = True) -> Iterator[list[int]]:
+    """A list that is filled when the user asks to stop, by Ctrl-C or a polite kill; asking twice stops `at_once`."""
     asked: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if asked:
+        if asked and at_once:
             raise KeyboardInterrupt
         asked.append(number)
 

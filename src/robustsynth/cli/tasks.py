@@ -31,8 +31,9 @@ def task_command(task: Task) -> click.Command:
 
     def command(images: tuple[str, ...], **options: Any) -> None:
         from robustsynth.files import only_writer
+        from robustsynth.run_folder import RunFolder
 
-        with only_writer(options["out"]):
+        with only_writer(RunFolder.path_of(options["out"])):
             ImageRun(task, images, options).run()
 
     inputs = {option.flag: option for each in task.inputs for option in each.options}

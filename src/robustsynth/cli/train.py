@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,23 +14,21 @@ import click
 
 from robustsynth.cli import interactive, say
 from robustsynth.cli.options import settings_options
-from robustsynth.cli.stopping import STOPPED
+from robustsynth.cli.progress import STOPPED, stoppable
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
-from robustsynth.training.settings import (
-    TrainSettings,
-    resolve_train_settings,
-    settings_from,
-    training_presets,
-)
+from robustsynth.training.settings import TrainSettings, resolve_train_settings, settings_from, training_presets
 
 if TYPE_CHECKING:
     from robustsynth.data import ImageData
     from robustsynth.data.streaming import ImageStream
     from robustsynth.processes import Workers
-    from robustsynth.training.run import Trainer
+    from robustsynth.training.trainer import Trainer
+
+Tell = Callable[[str], object]
 
 RUN_FILE = "run.json"
+"""In a run's folder: its data, preset and settings, so that it can be resumed without naming them."""
 
 
 @click.command("train")
@@ -53,34 +50,24 @@ RUN_FILE = "run.json"
 @click.option("--dry-run", is_flag=True, help="Say what time, memory and disk the run will take; write nothing.")
 @click.option("--sync-batch-norm", is_flag=True, help="Under torchrun: batch norm over all processes' images.")
 def command(
-    preset: str | None,
-    data: str | None,
-    out: str,
-    resume: bool,
-    precision: str | None,
-    device: str | None,
-    tensorboard: bool,
-    stream: bool,
-    decoders: int | None,
-    dry_run: bool,
-    sync_batch_norm: bool,
-    **given: Any,
+    preset: str | None, data: str | None, out: str, resume: bool, stream: bool, dry_run: bool, **given: Any
 ) -> None:
     """Train a robust classifier, then draw with it: robustsynth generate --model OUT.
 
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
-    from robustsynth.cli.voices import one_voice
+    from robustsynth.cli.workers import one_voice
     from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 
     keep_freed_memory()
     workers = Workers.from_environment()
-    device = workers.device(device)
-    options = {"device": device, "precision": precision, "tensorboard": tensorboard and not dry_run}
-    options |= {"sync_batch_norm": sync_batch_norm, "decoders": decoders}
-    with workers.joined(device), one_voice(workers):
+    options = {name: given.pop(name) for name in ("precision", "device", "tensorboard", "decoders", "sync_batch_norm")}
+    options["device"] = workers.device(options["device"])
+    options["tensorboard"] &= not dry_run
+    given = {name: value for name, value in given.items() if value is not None}
+    with workers.joined(options["device"]), one_voice(workers):
         _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
 
 
@@ -95,27 +82,34 @@ def _command(
     options: dict[str, Any],
     given: dict[str, Any],
 ) -> None:
-    tell: Callable[[str], object] = say if workers.first else lambda line: None
-    from robustsynth.data.selection import is_part
+    from robustsynth.data import located
+    from robustsynth.data.subsets import is_subset
     from robustsynth.rendezvous import note_begun, was_begun
+    from robustsynth.training.checkpoints import has_checkpoint
+    from robustsynth.training.forecast import forecast
+    from robustsynth.training.trainer import Trainer
 
+    tell: Tell = say if workers.first else lambda line: None
     # torchrun starts all anew where one was lost: they go on from the last checkpoint by themselves.
     restarted = workers.agreed(was_begun)
     resume = resume or restarted
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
-    if stream and data is not None and is_part(data):
+    if stream and data is not None and is_subset(data):
         raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"expected a folder for the run, got {folder}, where {file} is a file; choose another --out")
-    if begun is None and preset is None and data is not None:
-        preset, given = _defaults(data, given, tell)
-    settings, data = _settings_and_data(begun, preset, data, given)
+    data = data or (begun or {}).get("data")
+    if data is None:
+        if begun is not None:
+            raise UserError(
+                f"expected {RUN_FILE} of the run to say which data it is of, got a damaged file; pass --data"
+            )
+        raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
+    if begun is not None and preset is None:
+        settings = settings_from(begun["settings"] | given)
+    else:
+        preset, settings = _new_settings(preset, data, given, tell, fit=begun is None)
     tell(f"reading {data}")
-    from robustsynth.data import located
-    from robustsynth.training.checkpoints import has_checkpoint
-    from robustsynth.training.forecast import forecast
-    from robustsynth.training.run import Trainer
-
     stream = stream or bool((begun or {}).get("stream"))
     if options["decoders"] is None:
         options["decoders"] = max(1, (os.cpu_count() or 1) // workers.size) if stream else 0
@@ -125,8 +119,8 @@ def _command(
     if resume and not workers.agreed(lambda: has_checkpoint(folder)) and (begun or restarted):
         tell("it was stopped before its first step: beginning")
         resume, options["precision"] = False, options["precision"] or (begun or {}).get("precision")
-    options["writes"] = not dry_run
-    trainer = Trainer(settings, images, folder, resume=resume, announce=tell, workers=workers, **options)
+    options |= {"resume": resume, "announce": tell, "workers": workers, "writes": not dry_run}
+    trainer = Trainer(settings, images, folder, **options)
     state = trainer.state
     if workers.first and not dry_run:
         note_begun()
@@ -149,40 +143,22 @@ def _command(
     if dry_run:
         tell("a dry run: nothing was written")
         return
-    if _train(trainer, tell):
-        held = f"{100 * state.best['score'][1]:.1f} % clean"
-        if settings.eps:
-            held += f", {100 * state.best['score'][0]:.1f} % under PGD-10 at {settings.norm} eps {settings.eps:g}"
-        tell(f"best of the run, epoch {state.best['epoch']}: {held} on held-out images")
-        tell(f"draw with it: robustsynth generate --model {folder} --out {folder}/samples")
-    else:
+    _train(trainer, tell)
+    if not trainer.finished:
         tell(
             f"stopped at step {state.step} of {trainer.total_steps}; "
             f"go on with: robustsynth train --resume --out {folder}"
         )
         raise SystemExit(STOPPED)
-
-
-def _open(
-    data: str, image_size: int | None, *, stream: bool, dry_run: bool, tell: Callable[[str], object]
-) -> tuple[ImageData | ImageStream, bool]:
-    """The training images, and whether they are decoded in the cache."""
-    if stream:
-        from robustsynth.data.streaming import open_stream
-
-        return open_stream(data, "train", image_size=image_size, announce=tell), False
-    if dry_run:
-        from robustsynth.data.describing import describe_data
-
-        return describe_data(data, "train", image_size=image_size, announce=tell)
-    from robustsynth.data import load_data
-
-    return load_data(data, "train", image_size=image_size, announce=tell), True
+    robust, clean = state.best["score"]
+    attacked = f", {100 * robust:.1f} % under PGD-10 at {settings.norm} eps {settings.eps:g}" if settings.eps else ""
+    tell(f"best of the run, epoch {state.best['epoch']}: {100 * clean:.1f} % clean{attacked} on held-out images")
+    tell(f"draw with it: robustsynth generate --model {folder} --out {folder}/samples")
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
     """What a run in `folder` was begun with."""
-    from robustsynth.training.state import read_checkpoint
+    from robustsynth.training.checkpoints import read_checkpoint
 
     path = folder / RUN_FILE
     if not path.exists():
@@ -193,91 +169,71 @@ def _begun(folder: Path) -> dict[str, Any] | None:
             return begun
     # Damaged; a checkpoint has all of it but for where the data are.
     known = read_checkpoint(folder)
-    return {"data": None, "settings": known["settings"], "stream": bool(known.get("data", {}).get("stream"))}
+    return {"data": None, "settings": known["settings"], "stream": bool(known["data"]["stream"])}
 
 
-def _settings_and_data(
-    begun: dict[str, Any] | None, preset: str | None, data: str | None, given: dict[str, Any]
-) -> tuple[TrainSettings, str]:
-    """What to train and on what; a resumed run remembers both."""
-    if begun is not None:
-        data = data or begun["data"]
-        if data is None:
-            raise UserError(
-                f"expected {RUN_FILE} of the run to say which data it is of, got a damaged file; pass --data"
-            )
-        if preset is None:
-            said = {k: v for k, v in given.items() if v is not None}
-            return settings_from(begun["settings"] | said), str(data)
-    if data is None:
-        raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
-    return resolve_train_settings(preset, _of_the_model(given)), data
+def _new_settings(
+    preset: str | None, data: str, given: dict[str, Any], tell: Tell, *, fit: bool
+) -> tuple[str | None, TrainSettings]:
+    """A preset with what is `given` in its place; where none is named, the one for images such as these.
 
+    What a model that is fine-tuned says of its network goes before a preset; so does, to `fit`, what the number of
+    images asks for, and the attack that the model was trained against.
+    """
+    if tuned := given.get("fine_tune"):
+        from robustsynth.training.fine_tuning import attack_of_model, network_of_model
 
-def _defaults(data: str, given: dict[str, Any], tell: Callable[[str], object]) -> tuple[str, dict[str, Any]]:
-    """The preset for images such as these, where none is named, and what is changed of it for so many of them."""
-    from robustsynth.data.describing import describe_data
-    from robustsynth.training.defaults import attack_for, default_preset, fitted, sizes_for
-    from robustsynth.training.fine_tuning import attack_of_model
-
-    given = _of_the_model(given)
-    if given.get("fine_tune") is not None:
-        known = attack_of_model(given["fine_tune"])
+        given = network_of_model(tuned) | given
+        known = attack_of_model(tuned) if preset is None and fit else {}
         # Another norm has other radii.
         if given.get("norm") in (None, known.get("norm")):
-            given = given | {name: value for name, value in known.items() if given.get(name) is None}
-    images, _ = describe_data(data, "train", announce=tell)
-    preset = default_preset(given.get("image_size") or images.images.shape[1])
-    changes = fitted(preset, len(images), given) | sizes_for(preset, given) | attack_for(preset, given)
-    told = "".join(f", {name.replace('_', ' ')} {value}" for name, value in changes.items())
-    tell(f"no --preset: taking {preset}{told}")
-    return preset, given | changes
+            given = known | given
+    if preset is None and fit:
+        from robustsynth.data.load import describe_data
+        from robustsynth.training.settings import attack_for, default_preset, fitted, sizes_for
+
+        images, _ = describe_data(data, "train", announce=tell)
+        preset = default_preset(given.get("image_size") or images.images.shape[1])
+        changes = fitted(preset, len(images), given) | sizes_for(preset, given) | attack_for(preset, given)
+        listed = "".join(f", {name.replace('_', ' ')} {value}" for name, value in changes.items())
+        tell(f"no --preset: taking {preset}{listed}")
+        given = given | changes
+    return preset, resolve_train_settings(preset, given)
 
 
-def _of_the_model(given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, with the network of the model that is to be fine-tuned where it says nothing of its own."""
-    if given.get("fine_tune") is None:
-        return given
-    from robustsynth.training.fine_tuning import network_of_model
+def _open(
+    data: str, image_size: int | None, *, stream: bool, dry_run: bool, tell: Tell
+) -> tuple[ImageData | ImageStream, bool]:
+    """The training images, and whether they are decoded in the cache."""
+    if stream:
+        from robustsynth.data.load import open_stream
 
-    return given | {k: v for k, v in network_of_model(given["fine_tune"]).items() if given.get(k) is None}
+        return open_stream(data, "train", image_size=image_size, announce=tell), False
+    if dry_run:
+        from robustsynth.data.load import describe_data
+
+        return describe_data(data, "train", image_size=image_size, announce=tell)
+    from robustsynth.data import load_data
+
+    return load_data(data, "train", image_size=image_size, announce=tell), True
 
 
-def _train(trainer: Trainer, tell: Callable[[str], object]) -> bool:
-    """Run with a progress bar; whether it came to its end. Ctrl-C and a polite kill stop it with a checkpoint, Ctrl-C
-    once more at once, with the last one."""
+def _train(trainer: Trainer, tell: Tell) -> None:
+    """Train with a progress bar. Ctrl-C and a polite kill stop the run with a checkpoint, Ctrl-C once more at once."""
     from tqdm import tqdm
 
-    stopping: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        # Several processes get the same Ctrl-C twice, from the terminal and from torchrun.
-        if stopping and number == signal.SIGINT and trainer.workers.alone:
-            raise KeyboardInterrupt
-        stopping.append(number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    state = trainer.state
-    try:
-        with tqdm(
-            total=trainer.total_steps,
-            initial=state.step,
-            unit="step",
-            desc="training",
-            mininterval=1,
-            disable=not (interactive() and trainer.workers.first),
-        ) as bar:
-
-            def on_step(current: Trainer, loss: float) -> bool:
-                bar.update(1)
-                if not bar.disable:
-                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if bar.disable and current.state.step % current.steps_per_epoch == 0:
-                    tell(f"epoch {current.state.step // current.steps_per_epoch} of {current.settings.epochs} done")
-                return not stopping
-
-            trainer.run(on_step)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return trainer.finished
+    state, alone = trainer.state, trainer.workers.alone
+    hidden = not (interactive() and trainer.workers.first)
+    bar = tqdm(
+        total=trainer.total_steps, initial=state.step, unit="step", desc="training", mininterval=1, disable=hidden
+    )
+    # Several processes get the same Ctrl-C twice, from the terminal and from torchrun.
+    with stoppable(at_once=alone) as stopping, bar:
+        for step in trainer.steps():
+            bar.update(1)
+            if not bar.disable:
+                bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
+            elif state.step % trainer.steps_per_epoch == 0:
+                tell(f"epoch {state.step // trainer.steps_per_epoch} of {trainer.settings.epochs} done")
+            if stopping:
+                break

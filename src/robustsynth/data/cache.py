@@ -1,6 +1,6 @@
-"""Decoded pictures, kept: images.npy, labels.npy and meta.json in a folder named by what they were made from.
+"""The cache of decoded images: images.npy, labels.npy and meta.json in a folder named by what they were made from.
 
-The folder is made under another name and renamed when it is whole, so that several processes can make it at
+The folder is made under another name and renamed when it is complete, so that several processes can make it at
 once and one that is killed leaves nothing that could be taken for data.
 """
 
@@ -15,32 +15,29 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from robustsynth.data.decode import Header, decode, read_header, usual_size
-from robustsynth.data.sources import Contents, Row, Source
-from robustsynth.data.specs import DatasetSpec, recognised
+from robustsynth.data.rows import ImageData, Row, Source, decode, plan
+from robustsynth.data.specs import DATASETS, described
 from robustsynth.errors import UserError
 from robustsynth.files import cache_folder, write_json
 
 FORMAT = 1  # raise it when decoding changes, and everything is decoded anew
-_SLICE, _BATCH = 32, 512
-_SAMPLE = 32
-_ENOUGH = 100  # unreadable pictures after which the rest is not looked at
+_BATCH = 512
+_ENOUGH = 100  # unreadable images after which the rest is not looked at
 _DAY = 24 * 60 * 60
 _BUILDING = ".building-"
 
 
 def decoded(
     source: Source, *, image_size: int | None, channels: int | None, announce: Callable[[str], object]
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """The source's images (N,H,W,C), labels (N,) and meta data, decoded now or at an earlier time.
+) -> ImageData:
+    """The source's images, decoded now or at an earlier time.
 
     Raises:
         UserError: the data cannot be used; the message says which file or row.
@@ -49,7 +46,7 @@ def decoded(
     home = folder.parent
     if folder.exists():
         # Somebody may have deleted part of it to free space.
-        with contextlib.suppress(OSError, ValueError, EOFError):
+        with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError):
             return _read(folder)
         shutil.rmtree(folder, ignore_errors=True)
     _remove_abandoned(home)
@@ -61,7 +58,7 @@ def decoded(
         except OSError:
             if not folder.exists():
                 raise
-            # Another process was quicker; what it made is the same.
+            # Another process was faster; what it made is the same.
         return _read(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,14 +71,16 @@ def decoded_folder(source: Source, *, image_size: int | None, channels: int | No
     return cache_folder("data") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _read(folder: Path) -> ImageData:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     labels.setflags(write=False)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     if len(images) != len(labels):
         raise ValueError(f"{folder}: expected as many labels as images, got {len(labels)} and {len(images)}.")
-    return images, labels, meta
+    spec, part = DATASETS.get(meta["spec"]), bool(meta.get("part"))
+    facts = described(spec, source=meta["source"], channels=images.shape[-1], part=part)
+    return ImageData(images, labels, tuple(meta["classes"]), **facts)
 
 
 def _build(
@@ -100,42 +99,41 @@ def _build(
             f"({', '.join(contents.classes) or 'none'}). A classifier needs two to tell apart."
         )
     if not contents.count:
-        raise UserError(f"{source.label}: expected pictures, got an empty split. Choose another.")
+        raise UserError(f"{source.label}: expected images, got an empty split. Choose another.")
     spec, side, depth = plan(contents, source.spec, image_size, channels)
     shape = (contents.count, side, side, depth)
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
     # A memory map on a full disk does not raise: it kills the process.
     if needed > 0.95 * free:
         raise UserError(
-            f"expected {needed / 1e9:.1f} GB of free space for the decoded pictures, got {free / 1e9:.1f} GB "
+            f"expected {needed / 1e9:.1f} GB of free space for the decoded images, got {free / 1e9:.1f} GB "
             f"in {folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller "
             "image_size."
         )
     if contents.count >= 1000:
-        announce(f"decoding {contents.count} pictures of {source.label} once, to {side}×{side}")
+        announce(f"decoding {contents.count} images of {source.label} once, to {side}×{side}")
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     labels = np.empty(contents.count, dtype=np.int64)
 
     unreadable: dict[int, tuple[Row, UserError]] = {}
 
-    def fill(part: list[tuple[int, Row]]) -> None:
-        for index, row in part:
-            labels[index] = _label(row, contents.classes)
-            try:
-                images[index] = decode(row, image_size=side, channels=depth)
-            except UserError as error:
-                # All are told at once: decoding a large set again for each one would take days.
-                unreadable[index] = (row, error)
+    def fill(indexed: tuple[int, Row]) -> None:
+        index, row = indexed
+        labels[index] = _label(row, contents.classes)
+        try:
+            images[index] = decode(row, image_size=side, channels=depth)
+        except UserError as error:
+            # All are reported at once: decoding a large set again for each one would take days.
+            unreadable[index] = (row, error)
 
     # Pillow decodes outside the interpreter's lock, so threads help; a batch bounds the bytes in flight.
+    rows = enumerate(contents.rows())
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for batch in _batches(enumerate(contents.rows()), _BATCH):
-            for _ in pool.map(fill, _batches(iter(batch), _SLICE)):
+        while len(unreadable) < _ENOUGH and (batch := list(itertools.islice(rows, _BATCH))):
+            for _ in pool.map(fill, batch):
                 pass
-            if len(unreadable) >= _ENOUGH:
-                break
     if unreadable:
-        raise _all_told([unreadable[index] for index in sorted(unreadable)])
+        raise _one_error([unreadable[index] for index in sorted(unreadable)])
     images.flush()
     np.save(folder / "labels.npy", labels)
     meta = {"classes": list(contents.classes), "source": source.label, "spec": spec.name if spec else None}
@@ -144,39 +142,8 @@ def _build(
     write_json(folder / "meta.json", meta)
 
 
-def plan(
-    contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
-) -> tuple[DatasetSpec | None, int, int]:
-    """Which known data set this is, if any, and the side and channels to store."""
-    sample = _headers(itertools.islice(contents.rows(), _SAMPLE))
-    native = max(header.channels for header in sample)
-    names = contents.part_of or contents.classes
-    spec = spec or recognised(names, channels=native, sizes=[header.size for header in sample])
-    if spec is not None:
-        return spec, image_size or spec.image_size, channels or spec.channels
-    if image_size is None or channels is None:
-        headers = _headers(contents.rows())
-        image_size = image_size or usual_size([header.size for header in headers])
-        channels = channels or max(header.channels for header in headers)
-    return None, image_size, channels
-
-
-def _headers(rows: Iterator[Row]) -> list[Header]:
-    """Of the rows whose pictures can be opened; the others are told of when they are decoded."""
-    found: list[Header] = []
-    first: UserError | None = None
-    for row in rows:
-        try:
-            found.append(read_header(row))
-        except UserError as error:
-            first = first or error
-    if not found and first is not None:
-        raise first
-    return found
-
-
-def _all_told(unreadable: list[tuple[Row, UserError]]) -> UserError:
-    """One error of all pictures that cannot be decoded: the first one's, the number of others, and some of them."""
+def _one_error(unreadable: list[tuple[Row, UserError]]) -> UserError:
+    """One error of all images that cannot be decoded: the first one's, the number of others, and some of them."""
     (_, first), *others = unreadable
     if not others:
         return first
@@ -189,14 +156,9 @@ def _label(row: Row, classes: tuple[str, ...]) -> int:
     if row.label is None or not 0 <= row.label < len(classes):
         raise UserError(
             f"{row.where}: expected a label from 0 to {len(classes) - 1}, got {row.label}. "
-            "Take unlabelled pictures out of the data, or choose a labelled split."
+            "Take unlabelled images out of the data, or choose a labelled split."
         )
     return row.label
-
-
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def _remove_abandoned(home: Path) -> None:

@@ -1,96 +1,207 @@
-"""Pictures in class folders: ROOT/class/*.png, or ROOT/train/class/*.png beside ROOT/test/class/*.png."""
+"""Readers of image files in folders, of which each folder is a class.
+
+ROOT/class/*.png                      class folders
+ROOT/train/class/*.png, ROOT/test/…   the same in split folders
+ROOT/trainA, trainB, testA, testB     two domains to translate between (Zhu et al. 2017, CycleGAN)
+HORSES,ZEBRAS                         a folder for each class, wherever it lies
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 
 from PIL import Image
 
-from robustsynth.data.sources import LAYOUTS, Contents, Row, Source, stamps
+from robustsynth.data.rows import Contents, Place, Row, Source, stamps
 from robustsynth.data.splits import SPLIT_NAMES, choose_splits
 from robustsynth.errors import UserError
 
-
-@dataclass(frozen=True)
-class Group:
-    """A folder whose pictures, at any depth, all have one label."""
-
-    folder: Path
-    label: int
-    pictures: tuple[Path, ...]
-
-    @classmethod
-    def read(cls, folder: Path, label: int) -> Group:
-        """The pictures that are in the folder now."""
-        return cls(folder, label, tuple(pictures_under(folder)))
+DOMAINS = ("A", "B")
 
 
-def find_class_folders(root: Path, split: str) -> Source:
-    """The class folders of one split under `root`.
+def find_class_folders(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
+    """The class folders of one split.
 
     The class order is the sorted names of all splits together, so that a label means the same class in each.
 
     Raises:
-        UserError: no pictures, an empty class folder, or no such split.
+        UserError: no images, an empty class folder, or no such split.
     """
-    splits = split_folders(root)
-    if splits:
-        chosen = choose_splits(list(splits), split, where=str(root))
-    elif split in ("train", "all"):
-        splits, chosen = {"train": root}, ("train",)
-    else:
+    if not isinstance(place, Path) or not place.is_dir():
+        return None
+    splits = _split_folders(place)
+    if not splits and not _folders(place):
+        return None
+    classes = tuple(sorted({path.name for folder in splits.values() or [place] for path in _folders(folder)}))
+    chosen = _of_split(place, splits, split, layout="ROOT/SPLIT/class")
+    groups = [(path, classes.index(path.name)) for folder in chosen for path in _folders(folder)]
+    if not any(images_under(path) for path, _ in groups):
         raise UserError(
-            f"{root} has no split {split!r}: it has no split folders, so that all of it is 'train'. "
-            "Ask for split='train' or split='all', or arrange it as ROOT/train/class and ROOT/test/class."
+            f"{place} holds no images for split {split!r}. Expected class folders (ROOT/class/*.png), with or without "
+            "split folders above (ROOT/train/class/*.png, ROOT/test/class/*.png)."
         )
-    if not any(_folders(folder) for folder in splits.values()):
-        raise UserError(f"{root} holds neither parquet files nor class folders. Expected {LAYOUTS}.")
-
-    classes = tuple(sorted({folder.name for path in splits.values() for folder in _folders(path)}))
-    groups = [Group.read(path, classes.index(path.name)) for name in chosen for path in _folders(splits[name])]
-    if not any(group.pictures for group in groups):
-        raise UserError(f"{root} holds no pictures for split {split!r}. Expected {LAYOUTS}.")
-    return grouped(groups, classes, label=root.resolve().name)
+    return _source(groups, classes, label=place.resolve().name)
 
 
-def grouped(groups: Sequence[Group], classes: tuple[str, ...], *, label: str) -> Source:
-    """The pictures of some folders as a source that is called `label`.
+def find_domains(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
+    """The two domains of one split of the published layout, A with label 0 and B with label 1.
 
     Raises:
-        UserError: one of the folders holds no pictures.
+        UserError: no such split, or only one of its domains, or an empty one.
     """
-    for group in groups:
-        if not group.pictures:
+    if not isinstance(place, Path) or not place.is_dir() or _split_folders(place):
+        return None
+    there = {name: [domain for domain in DOMAINS if (place / f"{name}{domain}").is_dir()] for name in SPLIT_NAMES}
+    if not any(there.values()):
+        return None
+    chosen = choose_splits([name for name in SPLIT_NAMES if there[name]], split, where=str(place))
+    for name in chosen:
+        if len(there[name]) == 1:
+            missing = "B" if there[name] == ["A"] else "A"
             raise UserError(
-                f"{group.folder}: expected the pictures of a class, got none. Add some or remove the folder."
+                f"{place}: expected {name}A and {name}B, one for each domain, got only {name}{there[name][0]}. "
+                f"Put the other domain's images into {name}{missing}."
             )
-
-    def rows() -> Iterator[Row]:
-        return (Row(str(picture), picture, group.label) for group in groups for picture in group.pictures)
-
-    files = [[str(g.folder.resolve()), g.label, stamps(g.pictures, g.folder)] for g in groups]
-    count = sum(len(group.pictures) for group in groups)
-    return Source(label, ["folders", list(classes), files], lambda: Contents(classes, count, rows))
+    groups = [(place / f"{name}{domain}", label) for name in chosen for label, domain in enumerate(DOMAINS)]
+    return _source(groups, domain_names(place.resolve().name), label=place.resolve().name)
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """The split folders in `root`, by their names.
+def find_listed_folders(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
+    """Folders of images, each of them a class that is called as its folder is, in the order given.
 
-    Only those that hold folders: a *class* that happens to be called "train" holds pictures instead.
+    A folder may hold its splits, as HORSES/train and HORSES/test; one that does not is all ``"train"``.
+
+    Raises:
+        UserError: fewer than two, one that is missing, empty or within another, or no such split in one.
     """
-    return {name: root / name for name in SPLIT_NAMES if (root / name).is_dir() and _folders(root / name)}
+    if isinstance(place, Path) or (isinstance(place, str) and "," not in place):
+        return None
+    folders = listed_folders(place) if isinstance(place, str) else place
+    if len(folders) < 2:
+        raise UserError(f"expected two folders or more, one for each class, got {len(folders)}")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"expected folders of images, one for each class, but there is no folder {folder}")
+    for inner, outer in permutations([folder.resolve() for folder in folders], 2):
+        if inner.is_relative_to(outer):
+            raise UserError(f"expected folders that lie apart, one for each class, but {inner} lies in {outer}")
+    names = _distinct_names([folder.resolve() for folder in folders])
+    groups = []
+    for label, folder in enumerate(folders):
+        splits = {name: folder / name for name in SPLIT_NAMES if images_under(folder / name)}
+        groups += [(part, label) for part in _of_split(folder, splits, split, layout=f"{folder.name}/SPLIT")]
+    return _source(groups, names, label=",".join(names))
 
 
-def pictures_under(folder: Path) -> list[Path]:
+def listed_folders(text: str) -> list[Path]:
+    """The folders that ``HORSES,ZEBRAS`` lists; their own names may hold commas too.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    parts = text.split(",")
+
+    def read(start: int) -> list[Path] | None:
+        for end in range(start + 1, len(parts) + 1):
+            name = ",".join(parts[start:end]).strip()
+            if name and Path(name).expanduser().is_dir():
+                rest = [] if end == len(parts) else read(end)
+                if rest is not None:
+                    return [Path(name).expanduser(), *rest]
+        return None
+
+    found = read(0)
+    if found is None:
+        missing = next((p.strip() for p in parts if not p.strip() or not Path(p.strip()).expanduser().is_dir()), text)
+        raise UserError(
+            f"expected a folder, or folders with commas between them, in {text!r}, but there is no folder {missing!r}"
+        )
+    return found
+
+
+def domain_names(name: str) -> tuple[str, str]:
+    """What the domains of a published set are called, by its folder's name; A and B if that does not say.
+
+    Example:
+        >>> domain_names("horse2zebra"), domain_names("summer2winter_yosemite"), domain_names("mine")
+        (('horse', 'zebra'), ('summer', 'winter'), ('A', 'B'))
+    """
+    # The place and the subject in two published names belong to both domains.
+    found = re.fullmatch(r"([^\W\d]+)2([^\W\d]+?)(?:_yosemite|_flower)?", name)
+    return (found[1], found[2]) if found and found[1] != found[2] else DOMAINS
+
+
+def images_under(folder: Path) -> list[Path]:
     """The files in a folder that Pillow reads by their names, at any depth: some sets use CLASS/images."""
     return sorted(
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in _openable() and not file.name.startswith(".") and file.is_file()
     )
+
+
+def _source(groups: Sequence[tuple[Path, int]], classes: tuple[str, ...], *, label: str) -> Source:
+    """The images of some folders, each with its label, as a source that is called `label`."""
+    found = [(folder, number, images_under(folder)) for folder, number in groups]
+    for folder, _, images in found:
+        if not images:
+            raise UserError(f"{folder}: expected the images of a class, got none. Add some or remove the folder.")
+
+    def rows() -> Iterator[Row]:
+        return (Row(str(image), image, number) for _, number, images in found for image in images)
+
+    files = [[str(folder.resolve()), number, stamps(images, folder)] for folder, number, images in found]
+    count = sum(len(images) for _, _, images in found)
+    return Source(label, ["folders", list(classes), files], lambda: Contents(classes, count, rows))
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The split folders in `root`, by their names.
+
+    Only those that hold folders: a *class* that happens to be called "train" holds images instead.
+    """
+    return {name: root / name for name in SPLIT_NAMES if (root / name).is_dir() and _folders(root / name)}
+
+
+def _of_split(folder: Path, splits: Mapping[str, Path], split: str, *, layout: str) -> list[Path]:
+    """Those of a folder's split folders that are asked for; itself, where it has none and the images are for training.
+
+    `layout` is where split folders would lie, for a message.
+    """
+    if splits:
+        return [splits[name] for name in choose_splits(list(splits), split, where=str(folder))]
+    if split in ("train", "all"):
+        return [folder]
+    train, test = (layout.replace("SPLIT", name) for name in ("train", "test"))
+    raise UserError(
+        f"{folder} has no split {split!r}: it has no split folders, so that all of it is 'train'. Ask for "
+        f"split='train' or split='all', or arrange it as {train} and {test}."
+    )
+
+
+def _distinct_names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """The folders' names; those of the folders above, for ``horses/train`` and ``zebras/train``."""
+    if published := _published_names(folders):
+        return published
+    for depth in range(1, min(len(folder.parts) for folder in folders)):
+        names = tuple(folder.parts[-depth] for folder in folders)
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"expected folders of different names, which name the classes, got {', '.join(map(str, folders))}")
+
+
+def _published_names(folders: Sequence[Path]) -> tuple[str, ...] | None:
+    """The domains of ``horse2zebra/trainA`` and ``horse2zebra/trainB``, in whichever order; None for other folders."""
+    names = domain_names(folders[0].parent.name)
+    found = [re.fullmatch(f"(?:{'|'.join(SPLIT_NAMES)})([AB])", folder.name) for folder in folders]
+    if names == DOMAINS or len({folder.parent for folder in folders}) > 1:
+        return None
+    own = tuple(names[DOMAINS.index(each[1])] for each in found if each)
+    return own if len(set(own)) == len(folders) else None
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The known data sets. Adding one is adding one entry to `DATASETS`."""
+"""The known data sets, and how their class names are compared. A new data set is one entry in `DATASETS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustsynth.errors import UnknownNameError
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""A mean and a standard deviation of each channel, in units of [0, 1]."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
+
+RESTRICTED_IMAGENET: dict[str, tuple[int, int]] = {
+    "Dog": (151, 268),
+    "Cat": (281, 285),
+    "Frog": (30, 32),
+    "Turtle": (33, 37),
+    "Bird": (80, 100),
+    "Primate": (365, 382),
+    "Fish": (389, 397),
+    "Crab": (118, 121),
+    "Insect": (300, 319),
+}
+"""Restricted ImageNet, nine kinds of animals (Santurkar et al. 2019, Table 3), in the order of the labels. Of each the
+first and last of ImageNet's class indices, both included."""
 
 
 @dataclass(frozen=True)
@@ -15,16 +35,17 @@ class DatasetSpec:
 
     Args:
         name: the name it is asked for by.
-        hub_id: its ``owner/name`` on the Hugging Face Hub.
+        hub_id: its ``owner/name`` on the Hugging Face Hub; empty if it is not loaded from there.
         channels: 1 (grey) or 3 (RGB).
-        image_size: the side in pixels at which its pictures are stored.
+        image_size: the side in pixels at which its images are stored, and which networks for it take.
         classes: human-readable names in label order.
         mean, std: per-channel statistics for normalisation, in units of [0, 1].
         licence: a short text.
         splits: what the files call the splits ``"train"`` and ``"test"``.
-        fixed_size: whether every picture has exactly ``image_size`` as both sides; False for photographs of
+        fixed_size: whether every image has exactly ``image_size`` as both sides; False for photographs of
             any size.
         hub_options: further arguments that `datasets.load_dataset` needs for it.
+        normalisations: what published networks for it normalise by, and whose it is.
 
     Example:
         >>> DATASETS["cifar10"].classes[:3]
@@ -39,9 +60,10 @@ class DatasetSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     licence: str
-    splits: Mapping[str, str]
+    splits: Mapping[str, str] = field(default_factory=dict)
     fixed_size: bool = True
     hub_options: Mapping[str, Any] = field(default_factory=dict)
+    normalisations: Mapping[str, Statistics] = field(default_factory=dict)
 
 
 _SPECS = (
@@ -57,6 +79,14 @@ _SPECS = (
         std=(0.2470, 0.2435, 0.2616),
         licence="not stated by its authors (cite Krizhevsky 2009)",
         splits={"train": "train", "test": "test"},
+        normalisations={
+            "robustness": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+            "Rice 2020, Wong 2020, Gowal 2020 and others on RobustBench": (
+                (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616),
+            ),
+            "the statistics of its images": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+            "none inside or outside": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        },
     ),
     DatasetSpec(
         name="mnist",
@@ -68,6 +98,10 @@ _SPECS = (
         std=(0.3081,),
         licence="MIT according to its Hub card (cite LeCun et al. 1998)",
         splits={"train": "train", "test": "test"},
+        normalisations={
+            "the statistics of its images": ((0.1307,), (0.3081,)),
+            "none inside or outside": ((0.0,), (1.0,)),
+        },
     ),
     DatasetSpec(
         name="imagenette",
@@ -92,19 +126,65 @@ _SPECS = (
                 "validation": "320px/validation/*.parquet",
             },
         },
+        normalisations={"ImageNet's": (IMAGENET_MEAN, IMAGENET_STD)},
     ),
 )  # fmt: skip
 
 DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}
 
 
+def _photographs(name: str, classes: tuple[str, ...], licence: str = "", **normalisations: Statistics) -> DatasetSpec:
+    """A data set of which only what its networks take is known."""
+    usual = {"ImageNet's": (IMAGENET_MEAN, IMAGENET_STD)} if licence else {}
+    return DatasetSpec(
+        name, "", 3, 224, classes, IMAGENET_MEAN, IMAGENET_STD, licence, normalisations=usual | normalisations
+    )
+
+
+_NOT_LOADED = (
+    _photographs("imagenet", tuple(map(str, range(IMAGENET_CLASSES))), "ImageNet's terms"),
+    _photographs(
+        "restricted-imagenet",
+        tuple(RESTRICTED_IMAGENET),
+        "ImageNet's terms",
+        robustness=((0.4717, 0.4499, 0.3837), (0.2600, 0.2516, 0.2575)),
+    ),
+    _photographs("horse2zebra", ("horse", "zebra")),
+    _photographs("apple2orange", ("apple", "orange")),
+    _photographs("summer2winter_yosemite", ("summer", "winter")),
+)
+"""Further data sets that published networks were trained on; they are not loaded by their names."""
+
+
+def find_spec(name: str) -> DatasetSpec:
+    """What is known of a data set that published networks were trained on.
+
+    Args:
+        name: one in `DATASETS`, or ``imagenet``, ``restricted-imagenet``, or one of the published pairs of domains.
+
+    Raises:
+        UnknownNameError: another name; the known ones are listed.
+
+    Example:
+        >>> spec = find_spec("cifar10")
+        >>> spec.classes[0], spec.image_size, list(spec.normalisations)[0]
+        ('airplane', 32, 'robustness')
+    """
+    known = DATASETS | {spec.name: spec for spec in _NOT_LOADED}
+    if name not in known:
+        raise UnknownNameError(
+            "data set", name, known, "For another one give --classes, --image-size, --mean and --std."
+        )
+    return known[name]
+
+
 def recognised(classes: Iterable[str], *, channels: int, sizes: Sequence[tuple[int, int]]) -> DatasetSpec | None:
-    """The known data set that has these class names (in any order and capitals), channels and picture sizes.
+    """The known data set that has these class names (in any order and capitals), channels and image sizes.
 
     Args:
         classes: class names.
-        channels: 1 or 3, of the pictures as they are in the files.
-        sizes: (width, height) of some of the pictures.
+        channels: 1 or 3, of the images as they are in the files.
+        sizes: (width, height) of some of the images.
 
     Example:
         >>> recognised("9876543210", channels=1, sizes=[(28, 28)]).name
@@ -112,9 +192,9 @@ def recognised(classes: Iterable[str], *, channels: int, sizes: Sequence[tuple[i
         >>> recognised("9876543210", channels=3, sizes=[(32, 32)]) is None  # street-view house numbers
         True
     """
-    names = sorted(map(_plain, classes))
+    names = sorted(map(_comparable, classes))
     for spec in DATASETS.values():
-        if channels != spec.channels or names != sorted(map(_plain, spec.classes)):
+        if channels != spec.channels or names != sorted(map(_comparable, spec.classes)):
             continue
         native = (spec.image_size, spec.image_size)
         if all(size == native if spec.fixed_size else min(size) >= spec.image_size for size in sizes):
@@ -122,21 +202,41 @@ def recognised(classes: Iterable[str], *, channels: int, sizes: Sequence[tuple[i
     return None
 
 
-def statistics(spec: DatasetSpec | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, one number per channel: the spec's, or else a customary default.
+def described(spec: DatasetSpec | None, *, source: str, channels: int, part: bool = False) -> dict[str, Any]:
+    """What `ImageData` says of a data set beside its images, labels and classes.
+
+    Args:
+        spec: the known data set that it is, if any.
+        source: the name of its folder or file, or its Hub id.
+        channels: of the images as they are stored.
+        part: whether it is only some classes of `spec`, so that it does not bear its name.
 
     Example:
-        >>> statistics(None, 1)
-        ((0.5,), (0.5,))
-        >>> statistics(DATASETS["mnist"], 3)[0]
+        >>> described(None, source="owner/pets", channels=1)
+        {'name': 'pets', 'licence': 'not stated', 'source': 'owner/pets', 'mean': (0.5,), 'std': (0.5,)}
+        >>> described(DATASETS["mnist"], source="digits", channels=3)["mean"]
         (0.1307, 0.1307, 0.1307)
     """
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
     if spec is not None and spec.channels == channels:
-        return spec.mean, spec.std
-    if spec is not None and spec.channels == 1:  # grey stored as RGB repeats the one channel
-        return spec.mean * channels, spec.std * channels
-    return (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+        mean, std = spec.mean, spec.std
+    elif spec is not None and spec.channels == 1:  # grey stored as RGB repeats the one channel
+        mean, std = spec.mean * channels, spec.std * channels
+    name = spec.name if spec and not part else source.rsplit("/")[-1]
+    licence = spec.licence if spec else "not stated"
+    return {"name": name, "licence": licence, "source": source, "mean": mean, "std": std}
 
 
-def _plain(name: str) -> str:
+def positions_of(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    """The position in `classes` of each of these class names, whatever its capitals; None where there is none.
+
+    Example:
+        >>> positions_of(["Ship", "zebra"], ["cat", "ship"])
+        [1, None]
+    """
+    positions = {name.strip().casefold(): index for index, name in enumerate(classes)}
+    return [positions.get(name.strip().casefold()) for name in names]
+
+
+def _comparable(name: str) -> str:
     return name.lower().replace("_", " ").replace("-", " ").strip()

@@ -1,4 +1,4 @@
-"""How splits are named in files, and how some pictures are held out of one."""
+"""How splits are named in files, and how some images are held out of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from robustsynth.errors import UserError
 
 VALIDATION_NAMES = ("validation", "val", "valid")
-# What people call the pictures that are not trained on; where one is missing another stands in for it.
+# What people call the images that are not trained on; where one is missing another stands in for it.
 EVALUATION_NAMES = ("test", *VALIDATION_NAMES)
 SPLIT_NAMES = ("train", *EVALUATION_NAMES)
 
@@ -59,7 +59,7 @@ def hold_out(count_total: int, held: int, seed: int = 0) -> tuple[np.ndarray, np
         (2, [0, 1, 2, 3, 4])
     """
     if not 0 <= held <= count_total:
-        raise UserError(f"expected between 0 and {count_total} pictures to hold out, got {held}.")
+        raise UserError(f"expected between 0 and {count_total} images to hold out, got {held}.")
     import torch
 
     order = torch.randperm(count_total, generator=torch.Generator().manual_seed(seed)).numpy()

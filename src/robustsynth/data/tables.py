@@ -1,51 +1,65 @@
-"""Pictures in tables: parquet files as `datasets` writes them, and what `datasets` gives for the Hub."""
+"""Reader of parquet files as `datasets` writes them; and which columns of a table hold the images and the labels."""
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustsynth.data.sources import Contents, Row, Source, stamps
+from robustsynth.data.rows import Contents, Place, Row, Source, stamps
 from robustsynth.data.splits import SPLIT_NAMES, choose_splits
 from robustsynth.errors import UserError
-from robustsynth.files import cache_folder
 
 _MOST_CLASSES = 1_000_000
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<shards>\d{5})")
+BATCH = 32
+"""Rows that are read at a time."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the picture and the label; `classes` is None where labels are bare integers."""
+    """Which columns hold the image and the label; `classes` is None where labels are bare integers."""
 
     image: str
     label: str
     classes: tuple[str, ...] | None
 
 
-def find_parquet(files: list[Path], split: str, *, root: Path) -> Source:
-    """The parquet files of one split. `root` is the folder, or the file itself where a single one was given.
+@dataclass(frozen=True)
+class Shard:
+    """A parquet file, a path or an address: its columns and its labels, an array of pyarrow."""
+
+    file: str
+    columns: Columns
+    labels: Any
+
+
+def find_parquet(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
+    """The parquet files of one split: a single one, or those of a folder.
 
     Raises:
         UserError: no such split, or a shard is missing.
     """
-    wanted, chosen = files_of_split(files, split, root=root)
-    folder = root if root.is_dir() else root.parent
+    if not isinstance(place, Path):
+        return None
+    inside = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = [file for file in inside if file.suffix.lower() == ".parquet" and file.is_file()]
+    if not files:
+        return None
+    chosen, wanted = _files_of_split(files, split, root=place)
     # All files, not just this split's: bare integer labels are counted over all of them.
-    identity = ["parquet", str(root.resolve()), list(chosen), stamps(files, folder)]
-    return Source(root.resolve().name, identity, lambda: _opened(wanted, files))
+    stamped = stamps(files, place if place.is_dir() else place.parent)
+    identity = ["parquet", str(place.resolve()), list(chosen), stamped]
+    return Source(place.resolve().name, identity, lambda: _opened(wanted, list(map(str, files))), shards=lambda: wanted)
 
 
-def files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Those of `files` that hold one split, and what they call it.
-
-    Raises:
-        UserError: no such split, or a shard is missing.
-    """
+def _files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[tuple[str, ...], list[str]]:
+    """What `files` call one split, and those that hold it. `root` is their folder, or the only file."""
     shards = [_SHARD.fullmatch(file.stem) for file in files]
     by_split: dict[str, list[Path]] = {}
     for file, shard in zip(files, shards, strict=True):
@@ -60,59 +74,117 @@ def files_of_split(files: list[Path], split: str, *, root: Path) -> tuple[list[P
                     f"{root}: expected {int(shard['shards'])} files for split {shard['split']!r}, as "
                     f"{file.name} says, got {len(by_split[shard['split']])}. Fetch the missing ones."
                 )
-    return [file for name in chosen for file in by_split[name]], chosen
+    return chosen, [str(file) for name in chosen for file in by_split[name]]
 
 
-def _opened(wanted: list[Path], every: list[Path]) -> Contents:
-    import pyarrow.parquet
-
-    counts, columns = {}, {}
-    for file in wanted:
-        try:
-            with pyarrow.parquet.ParquetFile(file) as opened:
-                counts[file] = opened.metadata.num_rows
-            features = _streamed(file).features
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise UserError(
-                f"{file}: expected a parquet file, got one that cannot be read ({error}). Fetch it again."
-            ) from error
-        columns[file] = picture_columns(features or {}, where=str(file))
-    first = columns[wanted[0]]
-    for file in wanted:
-        if columns[file] != first:
-            raise UserError(
-                f"{file}: expected the columns and classes of {wanted[0].name} ({first}), got "
-                f"{columns[file]}. Keep different data sets in different folders."
-            )
-    classes = first.classes
-    if classes is None:
-        labels = (pyarrow.parquet.read_table(file, columns=[first.label])[first.label] for file in every)
-        classes = number_names(value for column in labels for value in column.to_pylist())
+def _opened(wanted: list[str], every: list[str]) -> Contents:
+    shards = read_shards(wanted)
+    columns, counts = shards[0].columns, [len(shard.labels) for shard in shards]
+    classes = columns.classes or number_names(
+        label for file in every for shard in read_shards([file]) for label in shard.labels.to_pylist()
+    )
 
     def rows() -> Iterator[Row]:
-        for file in wanted:
-            yield from table_rows(_streamed(file), first, lambda index, file=file: f"{file}, row {index}")
+        for file, count in zip(wanted, counts, strict=True):
+            yield from parquet_rows(file, columns, 0, count)
 
-    return Contents(classes, sum(counts.values()), rows)
-
-
-def _streamed(file: Path) -> Any:
-    return streamed(str(file.resolve()))
+    return Contents(classes, sum(counts), rows)
 
 
-def streamed(file: str) -> Any:
-    """The rows of one file, a path or an address, read as they are asked for: nothing is copied into another cache.
+def read_shards(files: Sequence[str]) -> list[Shard]:
+    """The columns and labels of parquet files, without their images.
 
-    This is what ``load_dataset("parquet", streaming=True)`` uses inside. That function itself reports each
-    call to the Hub: local data would wait for the network, and tell it.
+    Args:
+        files: paths or addresses, one or more.
+
+    Raises:
+        UserError: one is no parquet file, or has no images or labels, or other columns or classes than the first.
     """
-    from datasets.io.parquet import ParquetDatasetReader
+    with ThreadPoolExecutor(16) as pool:
+        shards = list(pool.map(_read_shard, files))
+    first = shards[0]
+    for shard in shards:
+        if shard.columns != first.columns:
+            raise UserError(
+                f"{shard.file}: expected the columns and classes of {first.file} ({first.columns}), got "
+                f"{shard.columns}. Keep different data sets in different folders."
+            )
+    return shards
 
-    return ParquetDatasetReader(glob.escape(file), cache_dir=str(cache_folder("datasets")), streaming=True).read()
+
+def _read_shard(file: str) -> Shard:
+    import datasets
+
+    try:
+        with _parquet_file(file) as table:
+            columns = image_columns(datasets.Features.from_arrow_schema(table.schema_arrow), where=file)
+            return Shard(file, columns, table.read(columns=[columns.label])[columns.label])
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: expected a parquet file, got one that cannot be read ({reason}). Fetch it again."
+        ) from error
 
 
-def picture_columns(features: Mapping[str, Any], *, where: str) -> Columns:
-    """Find the picture's and the label's column by their types, since their names differ between data sets.
+@contextlib.contextmanager
+def _parquet_file(file: str) -> Iterator[Any]:
+    import pyarrow.parquet
+    from datasets.utils.file_utils import xopen
+
+    # `xopen` tries again where a connection fails, for minutes; but it takes some signs in a path for an address's.
+    with (
+        Path(file).open("rb") if Path(file).exists() else xopen(file, "rb") as opened,
+        pyarrow.parquet.ParquetFile(opened) as table,
+    ):
+        yield table
+
+
+def parquet_rows(file: str, columns: Columns, start: int, stop: int) -> Iterator[Row]:
+    """Rows `start` to `stop` of a parquet file, with the images still encoded; groups of rows before are not read.
+
+    Raises:
+        UserError: the file is damaged or gone.
+    """
+
+    def batches() -> Iterator[Any]:
+        with _parquet_file(file) as table:
+            groups, before = list(range(table.num_row_groups)), start
+            while groups and before >= table.metadata.row_group(groups[0]).num_rows:
+                before -= table.metadata.row_group(groups.pop(0)).num_rows
+            # In one thread: a process that decodes may have been forked from one that had several.
+            names = [columns.image, columns.label]
+            for batch in table.iter_batches(BATCH, row_groups=groups, columns=names, use_threads=False):
+                yield batch.slice(min(before, len(batch)))
+                before = max(0, before - len(batch))
+
+    return itertools.islice(encoded_rows(batches(), columns, where=file, first=start), stop - start)
+
+
+def encoded_rows(tables: Iterable[Any], columns: Columns, *, where: str, first: int = 0) -> Iterator[Row]:
+    """The rows of pyarrow's tables, one after the other, with the images still encoded; numbered from `first` on.
+
+    Raises:
+        UserError: a table is damaged.
+    """
+    number = first
+    try:
+        for table in tables:
+            for cell, label in zip(table[columns.image].to_pylist(), table[columns.label].to_pylist(), strict=True):
+                cell = cell or {}
+                content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
+                yield Row(f"{where}, row {number}", content, label)
+                number += 1
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())  # pyarrow's has several lines
+        raise UserError(
+            f"{where}, row {number}: expected a row, got damaged data ({reason}). Fetch it again."
+        ) from error
+
+
+def image_columns(features: Mapping[str, Any], *, where: str) -> Columns:
+    """Find the image's and the label's column by their types, since their names differ between data sets.
 
     Of several, the one called ``image`` or ``label`` is taken; failing that, the label with most classes (the
     fine ones of CIFAR-100).
@@ -123,7 +195,7 @@ def picture_columns(features: Mapping[str, Any], *, where: str) -> Columns:
     Example:
         >>> import datasets
         >>> features = {"img": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
-        >>> picture_columns(features, where="pets")
+        >>> image_columns(features, where="pets")
         Columns(image='img', label='kind', classes=('cat', 'dog'))
     """
     import datasets
@@ -143,7 +215,7 @@ def picture_columns(features: Mapping[str, Any], *, where: str) -> Columns:
     elif label is None and len(numbers) == 1:
         label = numbers[0]
     if image is None or label is None:
-        missing = "picture (type Image)" if image is None else "label (type ClassLabel, or an integer)"
+        missing = "image (type Image)" if image is None else "label (type ClassLabel, or an integer)"
         raise UserError(
             f"{where}: expected one column with the {missing}, got these columns: {listed}. "
             "Rename the right ones to 'image' and 'label', or write the table with `datasets`."
@@ -175,35 +247,3 @@ def number_names(labels: Iterable[int | None]) -> tuple[str, ...]:
             "Number the classes 0, 1, 2 and so on, or write the table with `datasets`."
         )
     return tuple(map(str, range(1 + largest)))
-
-
-def _each(table: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a table, all of them: iterated over in a `DataLoader`'s worker a stream would give only its share."""
-    import datasets
-
-    if not isinstance(table, datasets.IterableDataset):
-        yield from table
-        return
-    for row in table.iter(batch_size=1):
-        yield {name: values[0] for name, values in row.items()}
-
-
-def table_rows(table: Any, columns: Columns, where: Callable[[int], str]) -> Iterator[Row]:
-    """The rows of a `datasets` table, with the pictures still encoded.
-
-    Raises:
-        UserError: the table itself is damaged.
-    """
-    import datasets
-
-    table = table.select_columns([columns.image, columns.label])
-    if isinstance(table.features[columns.image], datasets.Image):
-        table = table.cast_column(columns.image, datasets.Image(decode=False))
-    index = -1
-    try:
-        for index, row in enumerate(_each(table)):
-            cell = row[columns.image] or {}
-            content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
-            yield Row(where(index), content, row[columns.label])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where(index + 1)}: expected a row, got damaged data ({error}). Fetch it again.") from error

@@ -11,7 +11,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` of as many groups as channels, with the same parameters and the same function.
 
     On a processor PyTorch has no fast gradient of a *strided* one in bfloat16: it takes some 15 times as long as in
-    float32 (measured: `benchmarks/depthwise.py`, docs/benchmarks.md), which made three layers of MobileNetV2 half of
+    float32 (measured: `benchmarks/depthwise.py`, docs/log/benchmarks.md), which made three layers of MobileNetV2 half of
     its training. There it is computed in float32 and rounded after; its arithmetic is next to nothing.
 
     Args:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,25 +25,25 @@ LARGE_IMAGE = 224
 NORMS = ("l2", "linf")
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What knowing the data set tells of a network that was trained on it.
+class DataFacts(Protocol):
+    """What knowing the data set tells of a network that was trained on it; a `robustsynth.data.DatasetSpec` does.
 
-    Attributes:
-        name: of the data set.
-        classes: the classes' names in the order of the logits.
-        image_size: side of the images that networks for it take.
-        normalisations: those in use with it; one is taken where a file has none only if it is the only one.
-        source: what the card says of where the data are.
-        licence: of the data.
+    `normalisations` are those in use with it, a mean and a standard deviation by whose they are; one is taken where a
+    file has none only if it is the only one.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    image_size: int
-    normalisations: tuple[Normalisation, ...] = ()
-    source: str = ""
-    licence: str = ""
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def normalisations(self) -> Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]: ...
+    @property
+    def hub_id(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def import_model(
         std=written_numbers(classifier.std),
         threat_model=threat,
         training={"imported": imported},
-        data={"name": data.name, "source": data.source, "licence": data.licence} if data else {},
+        data={"name": data.name, "source": data.hub_id, "licence": data.licence} if data else {},
         licence=licence,
         description=f"Imported from {path.name} ({foreign.layout} layout); how it was trained is not known here.",
     )
@@ -278,9 +278,9 @@ def _normalisation(
 
 
 def _of_data(state: StateDict, data: DataFacts | None, where: str) -> Normalisation:
-    choices = data.normalisations if data else ()
+    choices = [Normalisation(who, *values) for who, values in data.normalisations.items()] if data else []
     # The library has one for each data set.
-    choices = tuple(c for c in choices if c.where == state.layout) or choices
+    choices = [c for c in choices if c.where == state.layout] or choices
     if len(choices) == 1:
         return choices[0]
     offered = "; ".join(

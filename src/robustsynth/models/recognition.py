@@ -93,7 +93,7 @@ def recognised_network(weights: Mapping[str, Tensor], *, architecture: str | Non
     if len(names := dict.fromkeys(fit.architecture for fit in foreign)) > 1:
         raise UserError(
             f"expected to know which network {where} is of: {' and '.join(names)} have the same names and shapes and "
-            f"give other logits; say --arch {' or --arch '.join(names)} (docs/architectures.md)"
+            f"give other logits; say --arch {' or --arch '.join(names)} (docs/guide/architectures.md)"
         )
     if chosen:
         return foreign or chosen

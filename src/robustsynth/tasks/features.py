@@ -1,11 +1,14 @@
-"""What the units of a classifier's representation respond to: pictures drawn from noise to raise each of them, and the
-images of a data set that raise it most. It is how to choose units to paint with (Santurkar et al. 2019, Equation 5)."""
+"""What the units of a classifier's representation respond to: images drawn from noise to raise each unit, and the
+images of a data set that raise it most.
+
+It shows which units to paint with (Santurkar et al. 2019, Section 3.5 and Equation 5).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,77 +17,37 @@ from torch import Tensor
 from robustsynth import randomness
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
-from robustsynth.images import to_uint8
-from robustsynth.loop import NonFiniteError, Problem, Step
+from robustsynth.images import as_tensor, to_uint8
+from robustsynth.loop import NonFiniteError, Problem
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.representation import feature_network, last_linear
-from robustsynth.objectives import Objective
+from robustsynth.models.representation import FeatureNetwork, feature_network, last_linear
+from robustsynth.objectives import Activation, Objective, Roughness
 from robustsynth.sheet import sheet
-from robustsynth.tasks.batches import solve_in_batches
-from robustsynth.tasks.feature_settings import FeatureSettings
-from robustsynth.tasks.settings import resolve_settings
-from robustsynth.tasks.units import TopImages, check_units, choose_units, feeds, representations
-from robustsynth.tasks.views import Shifted
+from robustsynth.solver import Interrupted, Progress, Results, Stated, solve
+from robustsynth.tasks.settings import FeatureSettings, resolve_settings
+from robustsynth.views import Shifted
+
+if TYPE_CHECKING:
+    from robustsynth.data import ImageData
+
+MOST_CLASSES = 3
+"""Classes named for each unit at most."""
+
+LEAST_WEIGHT = 0.2
+"""Of a unit's largest weight: classes whose logits it raises less than this are not named."""
 
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
 
 PIXELS_A_SHIFT = 64
-"""Of the images' side for each pixel that what the network sees is moved by: small pictures show no grid."""
+"""Of the images' side for each pixel that what the network sees is moved by: small images show no grid."""
+
+CELL = 128
+"""Pixels of the side to which smaller images are enlarged on the atlas."""
 
 LINF_DEFAULTS = {"eps": 0.7, "step_size": 0.05, "smoothness": 1.0}
 """Defaults where the norm is ℓ∞, whatever the images' size: its steps move all pixels alike, even those that matter
 next to nothing, which shows as grain where nothing smooths it."""
-
-
-class FeatureActivation(Objective):
-    """−R(x)_f, minus the activation of a unit f of the representation (Santurkar et al. 2019, Equation 5).
-
-    Args:
-        model: a `Classifier`, whose `feature_network` is used, or any function from images to features (N, D).
-        units: f, one for all images, or (N,) integers, one an image.
-
-    Raises:
-        UserError: units that are not integers of 0 or more.
-
-    Example:
-        >>> flat = lambda x: x.flatten(1)
-        >>> FeatureActivation(flat, [1, 0])(torch.tensor([[[[0.0, 0.5]]], [[[0.25, 0.0]]]])).tolist()
-        [-0.5, -0.25]
-    """
-
-    def __init__(self, model: Classifier | Callable[[Tensor], Tensor], units: int | Tensor | Sequence[int]) -> None:
-        units = torch.as_tensor(units)
-        if units.ndim > 1 or units.is_floating_point() or units.dtype == torch.bool:
-            raise UserError(f"expected one unit, or (N,) integers, got {units.dtype} {tuple(units.shape)}")
-        if units.numel() and int(units.min()) < 0:
-            raise UserError(f"expected units of 0 or more, got {int(units.min())}")
-        self.network = feature_network(model) if isinstance(model, Classifier) else model
-        self.units = units.long()
-        self._highest = int(units.max()) if units.numel() else -1
-
-    def __call__(self, images: Tensor) -> Tensor:
-        features = self.network(images)
-        if self.units.ndim and len(self.units) != len(images):
-            raise UserError(f"expected one unit an image, got {len(self.units)} for {len(images)} images")
-        if self._highest >= features.shape[1]:
-            raise UserError(f"expected units from 0 to {features.shape[1] - 1}, got {self._highest}")
-        chosen = self.units.to(images.device).expand(len(images))
-        return -features.gather(1, chosen.unsqueeze(1)).squeeze(1)
-
-
-class Roughness(Objective):
-    """The mean absolute difference between neighbouring pixels, along rows and columns: anisotropic total variation
-    (Mahendran and Vedaldi 2015, "Understanding deep image representations by inverting them").
-
-    Example:
-        >>> Roughness()(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])).tolist()
-        [1.0]
-    """
-
-    def __call__(self, images: Tensor) -> Tensor:
-        across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
-        return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +56,7 @@ class UnitRow:
 
     Attributes:
         unit: its position in the representation.
-        feeds: the classes whose logits it raises most, with the weights, largest first.
+        classes: those whose logits it raises most, with the weights, largest first.
         images: (K, C, H, W) in [0, 1], drawn from noise to raise it.
         activations: what it reached in each of them.
         top_indices: positions in the data of the images that raise it most, first the one that most does.
@@ -102,7 +65,7 @@ class UnitRow:
     """
 
     unit: int
-    feeds: tuple[tuple[str, float], ...]
+    classes: tuple[tuple[str, float], ...]
     images: Tensor
     activations: tuple[float, ...]
     top_indices: tuple[int, ...]
@@ -110,16 +73,31 @@ class UnitRow:
     top_images: np.ndarray
 
     def record(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain values."""
+        """Everything but the images, as plain values."""
         return {
             "unit": self.unit,
-            "classes": [{"name": name, "weight": round(weight, 4)} for name, weight in self.feeds],
+            "classes": [{"name": name, "weight": round(weight, 4)} for name, weight in self.classes],
             "activation_reached": [round(value, 4) for value in self.activations],
             "top_images": [
                 {"index": index, "activation": round(value, 4)}
                 for index, value in zip(self.top_indices, self.top_activations, strict=True)
             ],
         }
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], drawn: Sequence[np.ndarray], data: ImageData | None) -> UnitRow:
+        """The row that a `record` is of, with its drawn images, uint8 (H, W, C), and the data of its top images."""
+        top = [(int(each["index"]), float(each["activation"])) for each in record["top_images"]]
+        indices = [index for index, _ in top]
+        return cls(
+            int(record["unit"]),
+            tuple((str(each["name"]), float(each["weight"])) for each in record["classes"]),
+            as_tensor(drawn),
+            tuple(float(value) for _, value in zip(drawn, record["activation_reached"], strict=True)),
+            tuple(indices),
+            tuple(value for _, value in top),
+            np.zeros((0, *drawn[0].shape), np.uint8) if not top or data is None else np.array(data.images[indices]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,71 +108,95 @@ class FeatureAtlas:
     settings: FeatureSettings
 
 
-def feature_atlas(
+@dataclass(frozen=True)
+class Looked:
+    """How many images of the data have been looked at, of how many."""
+
+    images: int
+    of: int
+
+
+def features(
     model: Classifier,
-    units: Sequence[int] | None = None,
+    units: int | Sequence[int] | None = None,
     *,
-    data: np.ndarray | None = None,
+    classes: Sequence[str | int] | None = None,
     num: int = 12,
+    data: np.ndarray | ImageData | None = None,
     seed: int = 0,
     precision: str | None = None,
     batch_size: int | None = None,
-    on_step: Callable[[Sequence[int], Step], object] | None = None,
-    on_images: Callable[[int], object] | None = None,
     **settings: Any,
 ) -> FeatureAtlas:
-    """Pictures of what units of a classifier respond to; `draw_atlas` puts them on a sheet.
+    """Images of what units of a classifier respond to; `draw_atlas` puts them on a sheet.
 
     Args:
         model: from `load_model` or `Classifier.wrap`, with an image size.
         units: positions in the representation; where None, `choose_units` takes `num`.
-        data: uint8 (N, H, W, C) of the model's size, to find the images that raise each unit most; None for none.
+        classes: names or indices of those to choose units for; all where None.
         num: units to choose.
-        seed: of the noise. A picture depends on it, on its unit, and on its number among that unit's, on nothing else.
+        data: from `load_data`, or uint8 (N, H, W, C) of the model's size, to find the images that raise each unit
+            most; None for none.
+        seed: of the noise. An image depends on it, on its unit, and on its number among that unit's, on nothing else.
         precision: ``float32`` or ``bfloat16``; measured once per model and machine where None.
         batch_size: images a batch; likewise.
-        on_step: called with the positions of a batch's pictures (unit after unit) and each `Step` of it.
-        on_images: called with the number of images of the data that have been looked at.
         **settings: fields of `FeatureSettings`, which override the model's own.
 
     Raises:
         UserError: units that the model lacks, data of another size, a model without image size.
-        NonFiniteError: NaN or infinity in some pictures.
+        NonFiniteError: NaN or infinity in some images.
+        Interrupted: on Ctrl-C; it has the drawn images, unit after unit, as they had become.
 
     Example:
         >>> from robustsynth.models.files import load_model
-        >>> atlas = feature_atlas(load_model("mnist"), [3, 17], steps=2, drawn=1)
+        >>> atlas = features(load_model("mnist"), [3, 17], steps=2, drawn=1)
         >>> [row.unit for row in atlas.rows], atlas.rows[0].images.shape
         ([3, 17], torch.Size([1, 1, 28, 28]))
     """
+    if units is not None and classes is not None:
+        raise UserError("expected units or classes, got both; units are chosen for classes where none are given")
     resolved = resolve_features(model, given=settings)
-    rows = feature_rows(
-        model,
-        choose_units(model, num=num) if units is None else units,
-        resolved,
-        data=data,
-        seed=seed,
-        precision=precision,
-        batch_size=batch_size,
-        on_step=on_step,
-        on_images=on_images,
-    )
+    wanted = choose_units(model, classes, num=num) if units is None else check_units(model, units)
+    rows, results = [], Results(range(len(wanted) * resolved.drawn))
+    execution = {"precision": precision, "batch_size": batch_size}
+    try:
+        for each in feature_steps(model, wanted, resolved, data=data, seed=seed, **execution):
+            if isinstance(each, UnitRow):
+                rows.append(each)
+            elif isinstance(each, Progress):
+                results.add(each)
+    except KeyboardInterrupt:
+        raise Interrupted(results) from None
     return FeatureAtlas(tuple(rows), resolved)
 
 
-def feature_rows(
+def feature_steps(
     model: Classifier,
-    units: Sequence[int],
+    units: int | Sequence[int],
     settings: FeatureSettings,
     *,
-    data: np.ndarray | None = None,
+    data: np.ndarray | ImageData | None = None,
     seed: int = 0,
     precision: str | None = None,
     batch_size: int | None = None,
-    on_step: Callable[[Sequence[int], Step], object] | None = None,
-    on_images: Callable[[int], object] | None = None,
-) -> Iterator[UnitRow]:
-    """As `feature_atlas`, but hands over each unit's row as it is done, so that stopping early keeps the others."""
+) -> Iterator[Looked | Progress | UnitRow]:
+    """As `features`, but step by step. Leaving the loop cancels what is left.
+
+    Yields:
+        `Looked` for each batch of the data, then `Progress` at each step of each batch of drawn images, whose indices
+        count them unit after unit. The `UnitRow` of a unit comes as soon as it is done, before the last `Progress` of
+        its batch.
+
+    Example:
+        >>> from robustsynth.models.files import load_model
+        >>> mnist = load_model("mnist")
+        >>> settings = resolve_features(mnist, given={"steps": 1, "drawn": 2})
+        >>> for each in feature_steps(mnist, [3], settings, batch_size=2):
+        ...     print(f"unit {each.unit}" if isinstance(each, UnitRow) else f"{each.indices} at step {each.step}")
+        (0, 1) at step 0
+        unit 3
+        (0, 1) at step 1
+    """
     units = check_units(model, units)
     weights = last_linear(model).weight.detach().cpu()
     # What a unit counts for in logits: activations alone have no scale, a layer before could change it at will.
@@ -202,40 +204,59 @@ def feature_rows(
     network = feature_network(
         model, straight_through=settings.straight_through, precision=precision, batch_size=batch_size
     )
-    top = TopImages.of(network, model, units, data, settings.top, on_images)
+    size = network.execution.batch_size
+
+    pixels = _pixels(model, data, settings.top)
+    found = np.zeros((len(pixels), len(units)), dtype=np.float32)
+    for start in range(0, len(pixels), size):
+        part = as_tensor(list(pixels[start : start + size]))
+        found[start : start + size] = representations(network, part, model.device)[:, units].numpy()
+        yield Looked(start + len(part), len(pixels))
+
     wanted = [(unit, number) for unit in units for number in range(settings.drawn)]
 
-    def state(chosen: Sequence[int]) -> Problem:
+    def state(chosen: Sequence[int], run: int, before: Tensor | None) -> Stated:
         generators = [randomness.generator(seed, *wanted[i]) for i in chosen]
         start = noise(model, generators, level=settings.level, contrast=settings.contrast)
         # Shifts begin anew with each batch.
         seen = Shifted(network, settings.shift, settings.mirror)
-        objective: Objective = FeatureActivation(seen, [wanted[i][0] for i in chosen])
+        objective: Objective = Activation(seen, [wanted[i][0] for i in chosen])
         if settings.smoothness:
             objective = objective + settings.smoothness / logit_scale * Roughness()
-        return Problem(start.to(model.device), objective, ball(settings.norm, settings.eps))
+        return Stated(Problem(start.to(model.device), objective, ball(settings.norm, settings.eps)))
 
-    done: list[Tensor] = []
-    reached: list[float] = []
-    for batch in solve_in_batches(
-        range(len(wanted)),
+    done: list[tuple[Tensor, float]] = []
+    place = 0
+    for progress in solve(
+        [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)],
         state,
-        batch_size=network.execution.batch_size,
+        batch_size=size,
         step_size=settings.step_length,
         steps=settings.steps,
         use_best=settings.use_best,
-        on_step=on_step,
     ):
-        if batch.failures:
-            raise NonFiniteError(batch.images, {batch.indices.index(i): step for i, step in batch.failures.items()})
-        done += batch.images
-        values = representations(network, batch.images, model.device)
-        reached += [float(row[wanted[i][0]]) for i, row in zip(batch.indices, values, strict=True)]
+        if progress.finished:
+            if progress.failures:
+                failures = {progress.indices.index(i): step for i, step in progress.failures.items()}
+                raise NonFiniteError(progress.previews, failures)
+            reached = representations(network, progress.previews, model.device)
+            for i, image, values in zip(progress.indices, progress.previews, reached, strict=True):
+                done.append((image, float(values[wanted[i][0]])))
         while len(done) >= settings.drawn:
-            unit = units.pop(0)
-            images, activations = torch.stack(done[: settings.drawn]), tuple(reached[: settings.drawn])
-            done, reached = done[settings.drawn :], reached[settings.drawn :]
-            yield UnitRow(unit, feeds(model, weights, unit), images, activations, *top.of_unit(unit))
+            images, activations = zip(*done[: settings.drawn], strict=True)
+            done = done[settings.drawn :]
+            top = np.argsort(-found[:, place], kind="stable")[: settings.top]
+            yield UnitRow(
+                units[place],
+                classes_raised(model, weights, units[place]),
+                torch.stack(images),
+                activations,
+                tuple(top.tolist()),
+                tuple(found[top, place].tolist()),
+                np.array(pixels[top]),
+            )
+            place += 1
+        yield progress
 
 
 def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) -> FeatureSettings:
@@ -294,6 +315,109 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     return (level + contrast * drawn).clamp(0, 1).repeat(1, model.channels, 1, 1)
 
 
+# Which units, and what is known of them
+
+
+def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, *, num: int = 12) -> list[int]:
+    """Units worth a look: those with the largest weights to each class, in turns, each once; grouped by class.
+
+    Args:
+        model: whose last layer is linear and gives the logits.
+        classes: names or indices of those to choose for; all where None.
+        num: of units, at most.
+
+    Raises:
+        UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
+
+    Example:
+        >>> from robustsynth.models.files import load_model
+        >>> len(choose_units(load_model("mnist"), [3, 8], num=4))
+        4
+    """
+    if num < 1:
+        raise UserError(f"expected 1 or more units, got {num}")
+    weights = last_linear(model).weight.detach()
+    if len(weights) != len(model.classes):
+        raise UserError(
+            f"expected a model whose last linear layer gives its {len(model.classes)} logits to choose units by their "
+            f"weights, but that of {model.name!r} gives {len(weights)} numbers; say which units"
+        )
+    every = range(len(weights))
+    asked = every if classes is None else classes
+    indices = [c if isinstance(c, int) and c in every else model.class_index(c) for c in dict.fromkeys(asked)]
+    indices = list(dict.fromkeys(indices))
+    order = {label: weights[label].argsort(descending=True, stable=True).tolist() for label in indices}
+    chosen: dict[int, int] = {}
+    before = -1
+    while before < len(chosen) < num:
+        before = len(chosen)
+        for label in indices:
+            # Its best that no class has taken; one that lowers the class says nothing of it.
+            unit = next((u for u in order[label] if u not in chosen and weights[label, u] > 0), None)
+            if unit is not None and len(chosen) < num:
+                chosen[unit] = label
+    return [unit for label in indices for unit, owner in chosen.items() if owner == label]
+
+
+def check_units(model: Classifier, units: int | Sequence[int]) -> list[int]:
+    """Units that the model has, each once, in the order given.
+
+    Raises:
+        UserError: none, or one that it lacks.
+
+    Example:
+        >>> from robustsynth.models.files import load_model
+        >>> check_units(load_model("mnist"), [17, 3, 17])
+        [17, 3]
+    """
+    count = last_linear(model).in_features
+    found = np.atleast_1d(np.asarray(units))
+    if not found.size:
+        raise UserError(f"expected one or more units from 0 to {count - 1}, got none")
+    if found.ndim > 1 or found.dtype.kind not in "iu":
+        raise UserError(f"expected units as whole numbers from 0 to {count - 1}, got {units!r}")
+    for unit in found.tolist():
+        if not 0 <= unit < count:
+            raise UserError(f"expected units from 0 to {count - 1} for model {model.name!r}, got {unit}")
+    return list(dict.fromkeys(found.tolist()))
+
+
+def classes_raised(model: Classifier, weights: Tensor, unit: int) -> tuple[tuple[str, float], ...]:
+    """The classes whose logits a unit raises most, with the weights; none where the layer does not give the logits."""
+    if len(weights) != len(model.classes):
+        return ()
+    column = weights[:, unit]
+    best = column.argsort(descending=True, stable=True)[:MOST_CLASSES].tolist()
+    least = LEAST_WEIGHT * max(0.0, float(column[best[0]]))
+    return tuple((model.classes[label], float(column[label])) for label in best if column[label] > least)
+
+
+def representations(network: FeatureNetwork, images: Tensor, device: torch.device) -> Tensor:
+    """R(x) of one batch of images, (n, D) on the CPU.
+
+    The batch is filled up to the network's batch size: libraries choose other kernels for other sizes, and what an
+    image reaches must not depend on which other images are there.
+    """
+    missing = max(0, network.execution.batch_size - len(images))
+    with torch.no_grad():
+        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        return network(filled.to(device))[: len(images)].cpu()
+
+
+def _pixels(model: Classifier, data: np.ndarray | ImageData | None, top: int) -> np.ndarray:
+    """The images to look at, uint8 (N, H, W, C), checked; N is 0 where there is nothing to look for."""
+    side = model.image_size or 0
+    if data is None or top == 0:
+        return np.zeros((0, side, side, model.channels), dtype=np.uint8)
+    pixels = data if isinstance(data, np.ndarray) else data.images
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, model.channels):
+        raise UserError(
+            f"expected data as uint8 (N, {side}, {side}, {model.channels}) for model {model.name!r}, "
+            f"got {pixels.dtype} {pixels.shape}"
+        )
+    return pixels
+
+
 def draw_atlas(
     rows: Sequence[UnitRow],
     *,
@@ -304,37 +428,37 @@ def draw_atlas(
 ) -> np.ndarray:
     """One uint8 image (H, W, 3): for each unit its number, its classes, what was drawn to raise it, its top images.
 
-    Under each image stands the unit's activation in it.
+    Below each image stands the unit's activation in it.
 
     Args:
         rows: of a `FeatureAtlas`.
         title: above everything.
         drawn_as: above the drawn images.
         data_name: of the data that the top images are from.
-        classes: the model's, written by number where no font has their letters.
+        classes: of the model, as for `robustsynth.sheet.sheet`.
 
     Raises:
         UserError: no rows.
 
     Example:
         >>> row = UnitRow(3, (("cat", 0.5),), torch.zeros(2, 3, 32, 32), (1.0, 2.0), (), (), np.zeros((0, 32, 32, 3)))
-        >>> draw_atlas([row], title="two images").shape[0]
-        224
+        >>> draw_atlas([row], title="two images").shape[2]
+        3
     """
-    drawn = max((len(row.images) for row in rows), default=0)
-    top = max((len(row.top_images) for row in rows), default=0)
-    images, values = [], []
-    for row in rows:
-        gaps = [None] * (drawn - len(row.images)), [None] * (top - len(row.top_images))
-        images.append([*to_uint8(row.images), *gaps[0], *row.top_images, *gaps[1]])
-        reached = (*row.activations, *gaps[0], *row.top_activations, *gaps[1])
-        values.append(["" if value is None else f"{value:.1f}" for value in reached])
+    if not rows:
+        raise UserError("expected one or more units to draw, got none")
+    drawn, top = (max(map(len, group)) for group in zip(*((r.images, r.top_images) for r in rows), strict=True))
+
+    def line(first: Sequence[Any], second: Sequence[Any], missing: Any) -> list[Any]:
+        filled = [*first, *[missing] * (drawn - len(first)), *second]
+        return [*filled, *[missing] * (drawn + top - len(filled))]
+
     return sheet(
-        images,
+        [line(list(to_uint8(row.images)), list(row.top_images), None) for row in rows],
         title=title,
         titles=[drawn_as] * drawn + [f"images of {data_name} that raise it most"] * top,
-        labels=[(f"unit {row.unit}", *(f"{weight:+.2f} {name}" for name, weight in row.feeds)) for row in rows],
-        captions=values,
+        labels=[(f"unit {r.unit}", *(f"{weight:+.2f} {name}" for name, weight in r.classes)) for r in rows],
+        captions=[[f"{v:.1f}" if v != "" else v for v in line(r.activations, r.top_activations, "")] for r in rows],
         classes=classes,
-        cell=128,
+        cell=CELL,
     )

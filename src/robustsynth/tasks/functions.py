@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,7 +67,7 @@ def task_functions(task: Task) -> tuple[Callable[..., Any], Callable[..., Iterat
         if not len(call):
             size = call.model.image_size or 0
             return torch.empty(0, call.model.channels, size, size)
-        return stacked(results_of(call.steps(), range(len(call))))
+        return stacked(results_of(_with_bar(call), range(len(call))))
 
     text = documentation(task)
     for made, name, returns in ((function, task.name, "Tensor"), (steps, f"{task.name}_steps", "Iterator[Progress]")):
@@ -74,6 +75,18 @@ def task_functions(task: Task) -> tuple[Callable[..., Any], Callable[..., Iterat
         made.__signature__ = signature.replace(return_annotation=returns)  # type: ignore[attr-defined]
         made.__doc__ = text if made is function else _steps_documentation(task)
     return function, steps
+
+
+def _with_bar(call: Call) -> Iterator[Progress]:
+    """The call's progress, with a bar on a terminal or in a notebook where it takes more than a second."""
+    from tqdm.auto import tqdm
+
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    total = len(call) * max(call.settings.steps, 1) * call.runs
+    with tqdm(total=total, unit="step", unit_scale=True, desc=call.task.name, delay=1, disable=not watched) as bar:
+        for progress in call.steps():
+            bar.update(len(progress.indices) if progress.step else 0)
+            yield progress
 
 
 def _bound(task: Task, signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""The inner maximisation of adversarial training: the same loop, with the labels' likelihood going down."""
+"""The inner maximisation of adversarial training: the house's loop, minimising minus the loss of the labels.
+
+Also the network as an attack sees it, frozen and with batch norm folded, and accuracy under PGD-10, which models are
+selected by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from robustsynth.constraints import Constraint, ball
+from robustsynth.constraints import ball
 from robustsynth.loop import Problem, pgd
-from robustsynth.objectives import Objective, Untargeted
+from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
+from robustsynth.objectives import Network, Untargeted
+from robustsynth.randomness import normal
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.workers import Rows, own, total_of
 
 TRADES_NOISE = 0.001
 """Standard deviation of the noise that TRADES' attack starts with (Zhang et al. 2019, Algorithm 1)."""
@@ -23,7 +29,7 @@ STRONGEST = 16
 
 
 def adversarial_images(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     images: Tensor,
     labels: Tensor,
     *,
@@ -31,8 +37,7 @@ def adversarial_images(
     eps: float,
     step_size: float,
     steps: int,
-    random_start: torch.Generator | None = None,
-    rows: Rows | None = None,
+    random_start: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Images within `eps` of `images` that the network finds hardest: the last iterate of PGD (Madry et al. 2018).
 
@@ -44,8 +49,8 @@ def adversarial_images(
         eps: the radius, in pixel units; 0 gives the images back.
         step_size: length of a step.
         steps: how many.
-        random_start: start uniformly at random in the ball, drawn from this generator; at the images where None.
-        rows: which of a larger batch `images` are: starts are drawn for all of that.
+        random_start: start uniformly at random in the ball, drawn from one generator an image; at the images where
+            None.
 
     Example:
         >>> adversarial_images(
@@ -57,32 +62,20 @@ def adversarial_images(
     if eps == 0:
         return images
     constraint = ball(norm, eps)
-    start = images
-    if random_start is not None:
-        start = _random_start(constraint, images, random_start, rows)
+    start = images if random_start is None else constraint.random_start(images, random_start)
     problem = Problem(start, Untargeted(network, labels), constraint, center=images)
     return pgd(problem, step_size=step_size, steps=steps, use_best=False)
 
 
-def _random_start(constraint: Constraint, images: Tensor, stream: torch.Generator, rows: Rows | None) -> Tensor:
-    """Random images in a ball. One generator for all: a batch of training is one draw, reproducible by its step."""
-    if rows is None:
-        return constraint.random_start(images, [stream] * len(images))
-    whole = images.new_zeros(rows.total, *images.shape[1:])
-    whole[rows.indices.to(images.device)] = images
-    return own(constraint.random_start(whole, [stream] * rows.total), rows)
-
-
 def noisy_step_images(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     images: Tensor,
     labels: Tensor,
     *,
     norm: str,
     eps: float,
     noise: float,
-    generator: torch.Generator,
-    rows: Rows | None = None,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """N-FGSM (de Jorge et al. 2022, Algorithm 1): noise, then one step of length eps from there, and no projection.
 
@@ -97,46 +90,22 @@ def noisy_step_images(
         norm: ``l2`` or ``linf``.
         eps: length of the step; 0 gives the images back.
         noise: k; 0 is plain FGSM (Goodfellow et al. 2015).
-        generator: of the noise.
-        rows: as for `adversarial_images`.
+        generators: of the noise, one an image.
 
     Example:
         >>> noisy_step_images(
         ...     lambda x: x.flatten(1), torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]),
-        ...     norm="linf", eps=0.25, noise=0.0, generator=torch.Generator(),
+        ...     norm="linf", eps=0.25, noise=0.0, generators=[torch.Generator()],
         ... ).tolist()
         [[[[0.25, 0.75]]]]
     """
     if eps == 0:
         return images
-    start = images
-    if noise:
-        start = _random_start(ball(norm, noise * eps), images, generator, rows)
+    start = ball(norm, noise * eps).random_start(images, generators) if noise else images
     # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
     reach = ball(norm, (noise + 1) * eps * (1 + 1e-5))
     problem = Problem(start, Untargeted(network, labels), reach, center=images)
     return pgd(problem, step_size=eps, steps=1, use_best=False)
-
-
-@dataclass(frozen=True)
-class Divergence(Objective):
-    """−KL(p(reference) ‖ p(image)): minimised, it moves a prediction away from what it was.
-
-    Args:
-        network: images to logits.
-        reference: logits (N, classes) of the images as they were.
-
-    Example:
-        >>> same = torch.tensor([[1.0, 2.0]])
-        >>> Divergence(lambda x: x.flatten(1), same)(same.view(1, 1, 1, 2)).abs().item()
-        0.0
-    """
-
-    network: Callable[[Tensor], Tensor]
-    reference: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return -divergence(self.reference, self.network(images))
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -168,15 +137,14 @@ def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
 
 
 def recipe_attack(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     images: Tensor,
     labels: Tensor,
     settings: TrainSettings,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     *,
     scale: float = 1.0,
     level: int = 0,
-    rows: Rows | None = None,
 ) -> Tensor:
     """The images (N, C, H, W) that the recipe of `settings` trains on in the place of `images`; free has its own way.
 
@@ -185,10 +153,9 @@ def recipe_attack(
         images: (N, C, H, W) in [0, 1].
         labels: (N,) or (N, classes).
         settings: of the run.
-        generator: of random starts.
+        generators: of random starts, one an image.
         scale: of eps and of the step, while they rise.
         level: how often the attack has been made stronger.
-        rows: as for `adversarial_images`.
 
     Raises:
         NonFiniteError: a gradient became NaN or infinite.
@@ -196,24 +163,14 @@ def recipe_attack(
     eps = scale * settings.eps
     steps, step_size = strength(settings, level)
     if settings.recipe == "fast" and level == 0:
-        return noisy_step_images(
-            network,
-            images,
-            labels,
-            norm=settings.norm,
-            eps=eps,
-            noise=settings.fast_noise,
-            generator=generator,
-            rows=rows,
-        )
+        given = {"norm": settings.norm, "noise": settings.fast_noise, "generators": generators}
+        return noisy_step_images(network, images, labels, eps=eps, **given)
     if settings.recipe == "trades":
         with torch.no_grad():
             reference = network(images)
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
-        shape = total_of(images, rows), *images.shape[1:]
-        noise = TRADES_NOISE * own(torch.randn(shape, generator=generator), rows).to(images.device)
-        start = (images + noise).clamp(0, 1)
-        problem = Problem(start, Divergence(network, reference), ball(settings.norm, eps), center=images)
+        start = (images + TRADES_NOISE * normal(generators, images.shape[1:]).to(images.device)).clamp(0, 1)
+        problem = Problem(start, lambda x: -divergence(reference, network(x)), ball(settings.norm, eps), center=images)
         return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
     # What collapsed without noise begins with it from then on.
     random = settings.random_start or level > 0
@@ -225,6 +182,104 @@ def recipe_attack(
         eps=eps,
         step_size=scale * step_size,
         steps=steps,
-        random_start=generator if random else None,
-        rows=rows,
+        random_start=generators if random else None,
     )
+
+
+PGD_STEPS = 10
+"""Steps of the selecting attack, each eps/4 long, from the images themselves."""
+
+
+def count_clean_and_robust(
+    logits: Network, images: Tensor, labels: Tensor, *, norm: str, eps: float, size: int
+) -> tuple[int, int]:
+    """How many images of a batch are classified correctly, and how many under PGD-10.
+
+    Args:
+        logits: of a network in evaluation mode with frozen parameters.
+        images: (N, C, h, w) in [0, 1]; brought to `size` where they have another side.
+        labels: (N,) integers.
+        norm: of the attack.
+        eps: its radius; 0 for none.
+        size: side in pixels of the images that the network is meant for.
+
+    Example:
+        >>> images = torch.tensor([[[[0.4, 0.6]]], [[[0.0, 1.0]]]])
+        >>> count_clean_and_robust(lambda x: x.flatten(1), images, torch.tensor([1, 1]), norm="linf", eps=0.2, size=2)
+        (2, 1)
+    """
+    if images.shape[-1] != size:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    attacked = adversarial_images(logits, images, labels, norm=norm, eps=eps, step_size=eps / 4, steps=PGD_STEPS)
+    return count_correct(logits, images, labels), count_correct(logits, attacked, labels)
+
+
+def count_correct(logits: Network, images: Tensor, labels: Tensor) -> int:
+    """How many images of a batch are classified correctly."""
+    with torch.no_grad():
+        return int((logits(images).argmax(1) == labels).sum())
+
+
+class AttackNetwork(nn.Module):
+    """A frozen copy of a network in training, which follows its weights: in evaluation mode, batch norm folded.
+
+    The attack of adversarial training asks the network, as it would be used, many times between two changes of its
+    weights. A normalisation by fixed statistics is a multiplication that the convolution before it can do as well, and
+    weights that stay need to be cast to bfloat16 only once.
+
+    Args:
+        network: being trained.
+        precision: ``float32`` or ``bfloat16``, that it computes in.
+
+    Attributes:
+        folds: whether there was anything to fold; where not, it is as fast as the network itself.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(100, 2))
+        >>> frozen, images = AttackNetwork(network, "float32"), torch.rand(2, 3, 5, 5)
+        >>> with torch.no_grad():
+        ...     _ = network[0].weight.mul_(2)
+        >>> frozen.follow(network)
+        >>> bool(torch.allclose(frozen(images), network.eval()(images), atol=1e-5))
+        True
+    """
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        super().__init__()
+        frozen, self._norms = fold_and_tell(network)
+        self.folds = bool(self._norms)
+        frozen = frozen.requires_grad_(False).eval()
+        self.reduced = precision == "bfloat16"
+        self._reduced_weights = self.reduced and reducible(frozen)
+        if self._reduced_weights:
+            reduce_but_logits(frozen)
+        self.frozen = frozen.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module) -> None:
+        """Take on the weights and statistics that `network` has now."""
+        current = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        for name, value in self.frozen.state_dict().items():
+            if name.rpartition(".")[0] not in self._norms:
+                value.copy_(current[name])
+        for name, norm_name in self._norms.items():
+            layer: Any = network.get_submodule(name)
+            norm: Any = network.get_submodule(norm_name)
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            folded = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+            for value, kind in zip(folded, ("weight", "bias"), strict=True):
+                self.frozen.get_parameter(f"{name}.{kind}").copy_(value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), float32, of normalised images (N, C, H, W)."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.reduced and not self._reduced_weights):
+            return self.frozen(images.to(torch.bfloat16) if self._reduced_weights else images).float()
+
+
+def attack_network(network: nn.Module, settings: TrainSettings, precision: str) -> AttackNetwork | None:
+    """The frozen copy that a run's attack asks, where there is an attack and something to gain."""
+    if settings.eps == 0 or settings.recipe == "free" or settings.attack_statistics == "train":
+        return None
+    frozen = AttackNetwork(network, precision)
+    return frozen if frozen.folds else None

@@ -1,26 +1,36 @@
-"""Checkpoint files that tell when they are damaged, and the one before the newest, for when it is.
+"""All that a training run is at a step, and its checkpoint files, which show whether they are damaged.
 
 A checkpoint is what `torch.save` writes, a zip archive, with the SHA-256 of all its bytes in the archive's comment:
-`torch.load` opens it as it is, but would itself not notice a flipped bit in a tensor. That there must be a checksum is
-noted inside too, so that a file whose comment is cut off is not taken for one of before there were checksums.
+`torch.load` opens it as it is, but would itself not notice a flipped bit in a tensor. The checkpoint before the newest
+is kept for when the newest is damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import hashlib
 import io
+import math
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
+from robustsynth.models.execution import Execution
+from robustsynth.training.settings import TrainSettings, settings_from
+
+FORMAT = 2
+"""Of the checkpoints that are written and read here. Those of 0.1.0 have none: their runs drew other random numbers."""
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE = "checkpoint-before.pt"
@@ -28,10 +38,209 @@ BEFORE = "checkpoint-before.pt"
 DAMAGED = "checkpoint-damaged.pt"
 """Where a damaged one is moved to when a run goes on from the one before it."""
 
-NEEDED = ("settings", "execution", "network", "average", "optimizer", "step", "seconds", "best", "rows")
-_SEAL = "robustsynth checkpoint of step {}, sha256 "
-_SEALED = re.compile(rb"robustsynth checkpoint of step (\d+), sha256 ([0-9a-f]{64})\Z")
+PARTS = ("network", "average", "optimizer")
+PLAIN = ("data", "step", "seconds", "best", "rows", "perturbation", "attack_level", "collapses", "good")
+NEEDED = ("settings", "execution", *PARTS, *PLAIN)
+"""What a checkpoint has: the attributes of `TrainState`, with the ``state_dict`` of its parts."""
+
+_COMMENT = "robustsynth checkpoint of step {}, sha256 "
+_CHECKSUM = re.compile(rb"robustsynth checkpoint of step (\d+), sha256 ([0-9a-f]{64})\Z")
 _DIGITS = 64
+
+
+@dataclass
+class TrainState:
+    """A run at a step. Random numbers need no state: each step's are drawn from a generator keyed by its number.
+
+    Attributes:
+        settings: of the run.
+        network: being trained.
+        average: its weights' moving average, which is what is evaluated and kept.
+        optimizer: SGD.
+        execution: precision and batch size, as measured when the run started.
+        data: what tells the images that it trains on from others.
+        step: steps done.
+        seconds: of training so far, over all resumptions.
+        best: the best selection score so far, and where.
+        rows: the log so far.
+        perturbation: of the last batch, (N, C, H, W), with which free begins the next.
+        attack_level: how often the attack has been made stronger after a collapse.
+        collapses: what the guard saw and did each time.
+        good: weights, average and optimizer before any collapse, of a run that is guarded.
+    """
+
+    settings: TrainSettings
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.SGD
+    execution: Execution
+    data: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    perturbation: torch.Tensor | None = None
+    attack_level: int = 0
+    collapses: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    good: dict[str, Any] | None = None
+
+    @classmethod
+    def fresh(
+        cls, settings: TrainSettings, network: nn.Module, execution: Execution, data: dict[str, Any]
+    ) -> TrainState:
+        """A run that has not begun."""
+        average = copy.deepcopy(network).requires_grad_(False).eval()
+        return cls(settings, network, average, make_optimizer(settings, network), execution, data)
+
+    def update_average(self) -> None:
+        """Move the average towards the weights; early on, when they are poor, by more."""
+        decay = min(self.settings.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
+            for a, n in pairs:
+                if a.is_floating_point():
+                    a.lerp_(n, 1 - decay)
+                else:
+                    a.copy_(n)
+        # The weights and batch norm's statistics have all gone into it.
+        self.check_finite("average")
+
+    def check_finite(self, *parts: str) -> None:
+        """Refuse NaN and infinity, which would be drawn into everything that follows.
+
+        A loss and its gradient may be finite while batch norm's running statistics are not: they are not used in
+        training, but by the attack and by the model that is kept.
+
+        Args:
+            parts: of ``network``, ``average`` and ``optimizer``.
+
+        Raises:
+            UserError: where they are.
+        """
+        for part in parts:
+            tensors = self._tensors(part)
+            if tensors and not math.isfinite(nn.utils.get_total_norm(tensors.values(), math.inf)):
+                where = next(name for name, value in tensors.items() if not bool(value.isfinite().all()))
+                raise UserError(
+                    f"expected finite weights, got NaN or infinity in {where} of the {part} at step {self.step}; the "
+                    "last checkpoint is kept. Begin again in another --out with a lower --learning-rate, or try "
+                    "--precision float32"
+                )
+
+    def _tensors(self, part: str) -> dict[str, torch.Tensor]:
+        """The floating-point tensors of a part, by name."""
+        state = getattr(self, part).state_dict()
+        if part == "optimizer":
+            state = {f"{name} {i}": v for i, each in state["state"].items() for name, v in each.items()}
+        return {n: v for n, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+
+    def keep_good(self) -> None:
+        """Remember the weights as they are, to go back to."""
+        self.good = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in PARTS} | {"step": self.step}
+
+    def return_to_good(self) -> int:
+        """Take the remembered weights again; the step that they are from. The count of steps goes on."""
+        assert self.good is not None
+        for name in PARTS:
+            # A copy: the optimizer would go on with the very tensors that it is given.
+            getattr(self, name).load_state_dict(copy.deepcopy(self.good[name]))
+        return self.good["step"]
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, whole or not at all, and keep the one so far as the one before it.
+
+        Raises:
+            UserError: weights are not finite; the checkpoints stay as they are.
+            OSError: the disk is full; likewise.
+        """
+        self.check_finite(*PARTS)
+        contents = {"settings": dataclasses.asdict(self.settings), "execution": self.execution.as_dict()}
+        contents |= {name: getattr(self, name).state_dict() for name in PARTS}
+        write_checkpoint(contents | {name: getattr(self, name) for name in PLAIN}, folder)
+
+    def load(
+        self,
+        folder: Path,
+        device: torch.device,
+        *,
+        announce: Callable[[str], object] = lambda line: None,
+        set_aside: bool = True,
+    ) -> None:
+        """Become what `save` wrote; where the newest checkpoint is damaged, what it wrote before that.
+
+        Args:
+            folder: the run's.
+            device: to put tensors on.
+            announce: told what a damaged checkpoint costs.
+            set_aside: move a damaged checkpoint away, so that it does not become the one before the next.
+
+        Raises:
+            UserError: there is no checkpoint that is whole, or it belongs to other settings or other data.
+        """
+        contents = read_checkpoint(folder, device, announce=announce, set_aside=set_aside)
+        saved = settings_from(contents["settings"])
+        if saved != self.settings:
+            ours = dataclasses.asdict(self.settings)
+            differing = [
+                f"{n} ({ours[n]} in place of {v})" for n, v in dataclasses.asdict(saved).items() if v != ours[n]
+            ]
+            raise UserError(
+                f"expected the settings that {folder} was begun with, got others in {', '.join(differing)}; "
+                "resume without them, or choose another --out"
+            )
+        if other := differences(contents["data"], self.data):
+            raise UserError(f"expected the data that {folder} was begun with, got other ({other}); pass its --data")
+        try:
+            for name in PARTS:
+                getattr(self, name).load_state_dict(contents[name])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()[:200]
+            raise UserError(
+                f"expected the weights in {folder / CHECKPOINT} to fit the network, but they do not ({reason}); "
+                "pass the --data that the run was begun with"
+            ) from None
+        self.execution = Execution(**contents["execution"])
+        for name in PLAIN:
+            setattr(self, name, contents[name])
+
+
+def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.SGD:
+    """SGD that decays weights, and biases and norms only where the settings say so."""
+    vectors = 0.0 if not settings.decay_norms else settings.weight_decay
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": vectors},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov and settings.momentum > 0,
+        foreach=True,
+    )
+
+
+def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What tells the data that a run was begun with from that of now, in words; empty where nothing does.
+
+    The mean and deviation are the run's, not the data's: a model that is fine-tuned brings its own.
+
+    Example:
+        >>> differences({"images": 60, "classes": ["cat"]}, {"images": 61, "classes": ["cat", "dog"]})
+        'images: 60 then, 61 now; classes: 1 then, 2 now, such as dog'
+    """
+    found = []
+    for name, value in now.items():
+        was = begun.get(name, value)
+        if name in ("mean", "std") or was == value:
+            continue
+        if name == "classes":
+            differing = sorted(set(was) ^ set(value))[:3]
+            such = f", such as {', '.join(differing)}" if differing else ", in another order"
+            found.append(f"classes: {len(was)} then, {len(value)} now{such}")
+        else:
+            found.append(f"{name}: {was} then, {value} now")
+    return "; ".join(found)
 
 
 class _DamagedError(Exception):
@@ -73,8 +282,8 @@ def write_checkpoint(contents: dict[str, Any], folder: Path) -> None:
         left.unlink(missing_ok=True)
     # By way of memory: on a full disk torch.save hides the operating system's error behind one of its own.
     packed = io.BytesIO()
-    torch.save(contents | {"checksum": "sha256"}, packed)
-    _seal(packed, contents["step"])
+    torch.save(contents | {"format": FORMAT}, packed)
+    _add_checksum(packed, contents["step"])
     with written_beside(path) as temporary:
         temporary.write_bytes(packed.getbuffer())
         if path.exists():
@@ -91,7 +300,7 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """The contents of a run's newest checkpoint, or of the one before it where that is damaged.
 
-    Nothing in it is executed. Checkpoints from before there were checksums are read too.
+    Nothing in it is executed.
 
     Args:
         folder: the run's.
@@ -100,7 +309,7 @@ def read_checkpoint(
         set_aside: move a damaged one away, so that it does not become the one before the next.
 
     Raises:
-        UserError: there is none, both are damaged, or it holds code.
+        UserError: there is none, both are damaged, it holds code, or another version wrote it.
     """
     if not has_checkpoint(folder):
         raise UserError(f"expected a checkpoint to resume from in {folder}, found no {CHECKPOINT}; leave out --resume")
@@ -111,12 +320,9 @@ def read_checkpoint(
     try:
         contents = _read(folder / BEFORE, device)
     except _DamagedError as error:
-        remedy = "begin again in another --out"
-        if (folder / "card.json").exists():
-            remedy += f", also from the best model so far, which is kept apart from them: --fine-tune {folder}"
         raise UserError(
             f"expected a whole checkpoint in {folder}, but {CHECKPOINT} is damaged ({newest}) and there is none before "
-            f"it to go back to ({BEFORE}: {error}); {remedy}"
+            f"it to go back to ({BEFORE}: {error}); {_begin_again(folder)}"
         ) from None
     again = f"{newest.step - contents['step']} steps" if newest.step else "the steps since"
     announce(
@@ -130,12 +336,18 @@ def read_checkpoint(
     return contents
 
 
-def _seal(packed: io.BytesIO, step: int) -> None:
-    """Append the checksum as the comment of the zip archive in `packed`."""
-    seal = _SEAL.format(step).encode()
+def _begin_again(folder: Path) -> str:
+    """The remedy where a run cannot go on."""
+    best = f", also from the best model so far: --fine-tune {folder}" if (folder / "card.json").exists() else ""
+    return f"begin again in another --out{best}"
+
+
+def _add_checksum(packed: io.BytesIO, step: int) -> None:
+    """Append step and SHA-256 as the comment of the zip archive in `packed`."""
+    comment = _COMMENT.format(step).encode()
     # An archive without a comment ends with the comment's length, two bytes.
     packed.seek(-2, os.SEEK_END)
-    packed.write((len(seal) + _DIGITS).to_bytes(2, "little") + seal)
+    packed.write((len(comment) + _DIGITS).to_bytes(2, "little") + comment)
     packed.write(hashlib.sha256(packed.getbuffer()).hexdigest().encode())
 
 
@@ -166,11 +378,21 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
 
     Raises:
         _DamagedError: it is missing or not what was written.
-        UserError: it holds code, or is something else.
+        UserError: it holds code, is something else, or another version wrote it.
     """
-    sealed = _check_seal(path)
     try:
-        contents = torch.load(path, map_location=device, weights_only=True)
+        packed = path.read_bytes()
+    except FileNotFoundError:
+        raise _DamagedError("there is no such file") from None
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise _DamagedError(error.strerror or str(error)) from None
+    checksum = _CHECKSUM.search(packed[-200:])
+    if checksum and hashlib.sha256(memoryview(packed)[:-_DIGITS]).hexdigest().encode() != checksum[2]:
+        raise _DamagedError("its bytes do not have the SHA-256 that they were written with", int(checksum[1]))
+    try:
+        contents = torch.load(io.BytesIO(packed), map_location=device, weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # A damaged file fails in the zip reader, the unpickler or the tensors.
@@ -178,44 +400,18 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
             raise UserError(
                 f"expected a checkpoint of tensors and plain values in {path}, but it holds code, which is never "
                 "executed here. Convert it where you trust it: torch.load it there with weights_only=False and "
-                "torch.save its state_dict() instead; or begin again in another --out"
+                f"torch.save its state_dict() instead; or {_begin_again(path.parent)}"
             ) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        # What the operating system says of a place in the file that is not there.
-        raise _DamagedError("it is cut off" if isinstance(error, OSError) else reason) from None
-    if not sealed and isinstance(contents, dict) and "checksum" in contents:
-        raise _DamagedError("its checksum is missing")
+        raise _DamagedError((str(error).splitlines() or [type(error).__name__])[0][:200]) from None
     missing = [name for name in NEEDED if not isinstance(contents, dict) or name not in contents]
-    if missing:
+    # Those of before there was a format may lack more.
+    if {"settings", "network", "step"} & set(missing):
         raise UserError(f"expected a checkpoint of robustsynth train in {path}, but it lacks {', '.join(missing)}")
+    if (found := contents.get("format", 1)) != FORMAT:
+        raise UserError(
+            f"expected a checkpoint of format {FORMAT} in {path}, got format {found}, of another version of "
+            f"robustsynth; go on with that version, or {_begin_again(path.parent)}"
+        )
+    if not checksum:
+        raise _DamagedError("its checksum is missing")
     return contents
-
-
-def _check_seal(path: Path) -> bool:
-    """Whether the file has a checksum, which then is right.
-
-    Raises:
-        _DamagedError: it is wrong, or the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as opened:
-            size = opened.seek(0, os.SEEK_END)
-            opened.seek(max(0, size - 200))
-            found = _SEALED.search(opened.read())
-            if found is None:
-                return False
-            opened.seek(0)
-            left = size - _DIGITS
-            while left > 0 and (part := opened.read(min(left, 1 << 20))):
-                digest.update(part)
-                left -= len(part)
-    except FileNotFoundError:
-        raise _DamagedError("there is no such file") from None
-    except PermissionError:
-        raise
-    except OSError as error:
-        raise _DamagedError(error.strerror or str(error)) from None
-    if digest.hexdigest().encode() != found[2]:
-        raise _DamagedError("its bytes do not have the SHA-256 that they were written with", int(found[1]))
-    return True

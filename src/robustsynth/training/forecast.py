@@ -9,19 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustsynth.errors import UserError
+from robustsynth.training.attack import count_clean_and_robust
+from robustsynth.training.checkpoints import TrainState
+from robustsynth.training.data import Streamed
 from robustsynth.training.guard import GUARD_IMAGES
-from robustsynth.training.selecting import right_clean_and_attacked
-from robustsynth.training.state import TrainState
 from robustsynth.training.step import NotFiniteError, train_step
-
-if TYPE_CHECKING:
-    from robustsynth.training.run import Trainer
+from robustsynth.training.trainer import Trainer
 
 BUDGET = 6.0
 """Seconds after which no further step is measured; the first ones, of each size, always are."""
@@ -61,20 +60,13 @@ class Forecast:
     checkpoints: int
     cache: int
 
-    @property
-    def seconds(self) -> float:
-        """All that is to go."""
-        return self.training_seconds + self.selecting_seconds
-
     def lines(self) -> list[str]:
         """For people: time, then memory and disk."""
-        sides = len(self.step_seconds) > 1
-        each = ", ".join(
-            f"{seconds:.2f} s a step" + (f" at {side} pixels" if sides else "")
-            for side, seconds in self.step_seconds.items()
-        )
+        at = " at {} pixels" if len(self.step_seconds) > 1 else ""
+        each = ", ".join(f"{seconds:.2f} s a step{at.format(side)}" for side, seconds in self.step_seconds.items())
+        total = duration(self.training_seconds + self.selecting_seconds)
         return [
-            f"about {duration(self.seconds)} to go: {self.steps} steps, {self.epochs:.4g} epochs; {each}, "
+            f"about {total} to go: {self.steps} steps, {self.epochs:.4g} epochs; {each}, "
             f"{duration(self.selecting_seconds)} of evaluation",
             f"memory: {amount(self.memory)} at its peak; disk: {amount(self.checkpoints)} of checkpoints"
             + (f", {amount(self.cache)} of decoded images in the cache" if self.cache else ""),
@@ -94,8 +86,7 @@ def forecast(trainer: Trainer) -> Forecast:
     size, device = trainer.size, trainer.device
     sides = [settings.side(step, per_epoch, size) for step in range(state.step, total)]
     scratch = _scratch(state)
-    rows = settings.batch_size if trainer.team.rows is None else len(trainer.team.rows.indices)
-    rows -= rows % settings.accumulate
+    rows = trainer.team.count - trainer.team.count % settings.accumulate
     shape = trainer.data.images.shape
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(rows, shape[3], shape[1], shape[2], generator=draw).to(device)
@@ -105,12 +96,9 @@ def forecast(trainer: Trainer) -> Forecast:
         scratch.step = state.step + sides.index(side)
         seconds[side] = _step_seconds(trainer, scratch, images, labels)
     images, labels = images[:16], labels[:16]
-    look = _seconds(lambda: _select(trainer, images, labels), device) / len(images)
-    evaluations = sum(
-        1
-        for epoch in range(state.step // per_epoch, settings.epochs)
-        if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs
-    )
+    logits, attack = trainer.predict(state.average), {"norm": settings.norm, "eps": settings.eps}
+    look = _seconds(lambda: count_clean_and_robust(logits, images, labels, size=size, **attack), device) / len(images)
+    evaluations = sum(settings.evaluates(epoch) for epoch in range(state.step // per_epoch, settings.epochs))
     looked = evaluations * len(trainer.held) / trainer.workers.size
     if settings.guarded:
         looked += len(sides) / settings.guard_every * min(GUARD_IMAGES, len(trainer.held))
@@ -123,7 +111,7 @@ def forecast(trainer: Trainer) -> Forecast:
         selecting_seconds=looked * look,
         memory=_peak(device),
         checkpoints=CHECKPOINTS * _checkpoint_bytes(trainer, pixels),
-        cache=0 if trainer.streamed else len(trainer.data) * pixels,
+        cache=0 if isinstance(trainer.source, Streamed) else len(trainer.data) * pixels,
     )
 
 
@@ -141,15 +129,8 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
         state.step = step
         # Random images may drive the copy's weights anywhere; the time is the same.
         try:
-            train_step(
-                state,
-                trainer.predict,
-                images,
-                labels,
-                steps_per_epoch=trainer.steps_per_epoch,
-                size=trainer.size,
-                twin=trainer.twin,
-            )
+            given = {"steps_per_epoch": trainer.steps_per_epoch, "size": trainer.size, "frozen": trainer.frozen}
+            train_step(state, trainer.predict, images, labels, **given)
         except (NotFiniteError, UserError):
             state.step = step
 
@@ -158,12 +139,6 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
     while len(times) < MEASURED and (time.perf_counter() - began < BUDGET):
         times.append(_seconds(once, images.device))
     return statistics.median(times or [first])
-
-
-def _select(trainer: Trainer, images: Tensor, labels: Tensor) -> None:
-    settings = trainer.settings
-    logits = trainer.predict(trainer.state.average)
-    right_clean_and_attacked(logits, images, labels, norm=settings.norm, eps=settings.eps, size=trainer.size)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsynth.training.attack import divergence
+from robustsynth.training.distributed import SINGLE, Team
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.workers import SINGLE, Team
 
 
 def recipe_loss(

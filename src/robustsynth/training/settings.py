@@ -1,15 +1,20 @@
-"""Settings of a training run, and the presets that fill them."""
+"""Settings of a training run: their checks, their presets, and the defaults where no preset is named."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robustsynth.errors import UnknownNameError
+from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
-from robustsynth.training.checking import check_settings
+
+ONE_CYCLE_RISE = 0.4
+"""Share of a one-cycle run in which the rate rises, where no `warmup` says so."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class TrainSettings:
     In the many dimensions of an image a start uniform in an l2 ball lies near its edge and at a right angle to the
     gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. One
     from the image itself is nearly as strong as PGD-20 at no cost: ``random_start = false`` (the losses are in
-    docs/training-recipes.md). For linf keep the random start: one-step training collapses sooner without (Wong et al.
+    docs/log/training-recipes.md). For linf keep the random start: one-step training collapses sooner without (Wong et al.
     2020).
 
     Attributes:
@@ -54,7 +59,7 @@ class TrainSettings:
         awp: size of the adversarial perturbation of the weights, beside pgd and trades, as a share of each layer's
             norm, such as 0.005; 0 for none.
         guard_every: steps between looks for catastrophic overfitting, where the attack has one step; 0 for none.
-        guard_gap: share of images right under the training's attack beyond that under PGD-10 which counts as one.
+        guard_gap: share of images correct under the training's attack beyond that under PGD-10 which counts as one.
         epochs: passes over the training images.
         batch_size: images a step.
         accumulate: parts that each batch is worked through in, for less memory; batch norm sees a part at a time.
@@ -126,7 +131,9 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        _check_values(self)
+        _check_sizes(self)
+        _check_recipe(self)
 
     @property
     def guarded(self) -> bool:
@@ -138,6 +145,10 @@ class TrainSettings:
         """
         one_step = self.recipe == "fast" or (self.recipe != "free" and self.attack_steps == 1)
         return self.eps > 0 and self.guard_every > 0 and one_step
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the model is evaluated on the held-out images after epoch `epoch`, counted from 0."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     def attack_scale(self, step: int, steps_per_epoch: int) -> float:
         """The share of eps, and of the attack's step size, that step `step` trains with."""
@@ -177,8 +188,104 @@ class TrainSettings:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-ONE_CYCLE_RISE = 0.4
-"""Share of a one-cycle run in which the rate rises, where no `warmup` says so."""
+CHOICES = {
+    "recipe": ("pgd", "trades", "mart", "free", "fast"),
+    "attack_statistics": ("eval", "train"),
+    "schedule": ("cosine", "step", "one-cycle"),
+    "crop": ("pad", "resized", "none"),
+}
+"""The names that settings of names take; those of norms are the constraints'."""
+
+SIZES = ("early_size", "image_size", "stored_size")
+"""The settings of sides, none of which may be larger than the next."""
+
+RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
+    ("of 1 or more", lambda v: v >= 1, ("epochs", "batch_size", "accumulate", "free_replays", "evaluate_every")),
+    ("of 1 or more", lambda v: v >= 1, ("held_out", "width")),
+    ("of 4 or more pixels", lambda v: v >= 4, SIZES),
+    ("positive and finite", lambda v: 0 < v < math.inf, ("learning_rate", "trades_beta", "mart_weight")),
+    ("finite and 0 or more", lambda v: 0 <= v < math.inf, ("weight_decay", "clip_norm", "jitter", "seed", "eps")),
+    ("finite and 0 or more", lambda v: 0 <= v < math.inf, ("fast_noise", "guard_every")),
+    ("of 0 or more and below 1", lambda v: 0 <= v < 1, ("average", "early_share", "warmup", "eps_warmup")),
+    ("of 0 or more and below 1", lambda v: 0 <= v < 1, ("label_smoothing", "momentum", "awp")),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, ("cutmix",)),
+    ("above 0 and at most 1", lambda v: 0 < v <= 1, ("crop_area", "guard_gap")),
+]
+"""What numbers must be, in words and as a test, and the settings that they are."""
+
+
+def _check_values(settings: TrainSettings) -> None:
+    for name, choices in CHOICES.items():
+        if getattr(settings, name) not in choices:
+            raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(settings, name)!r}")
+    for wanted, fits, names in RANGES:
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None and not fits(value):
+                raise UserError(f"expected {name} {wanted}, got {value}")
+    # Here, and in the functions below, because the command line reads these settings' names without PyTorch.
+    from robustsynth.constraints import ball
+
+    ball(settings.norm, settings.eps)
+    if settings.seed >= 2**63:
+        raise UserError(f"expected a seed below 2^63, got {settings.seed}")
+    if any(m < 0 for m in settings.milestones):
+        raise UserError(f"expected milestones of 0 or more epochs, got {settings.milestones}")
+    if settings.batch_size % settings.accumulate:
+        raise UserError(
+            f"expected a batch_size that accumulate divides, got {settings.batch_size} in {settings.accumulate} parts"
+        )
+
+
+def _check_sizes(settings: TrainSettings) -> None:
+    plain = settings.crop != "resized"
+    # Sizes that are all the same are none.
+    if settings.stored_size is not None and (
+        settings.image_size is None or (plain and settings.stored_size != settings.image_size)
+    ):
+        raise UserError(
+            "expected image_size and crop='resized' beside stored_size, which is what crops are taken from, "
+            f"got image_size={settings.image_size} and crop={settings.crop!r}; give a stored_size that is the "
+            "image_size, for none"
+        )
+    if settings.early_size is not None and plain and settings.early_size != settings.image_size:
+        raise UserError(
+            f"expected crop='resized' beside early_size, got crop={settings.crop!r}; give an early_size that is the "
+            "image_size, for none"
+        )
+    given = [(name, size) for name in SIZES if (size := getattr(settings, name)) is not None]
+    for (small, less), (large, more) in itertools.pairwise(given):
+        if less > more:
+            raise UserError(f"expected {small} of at most {large}, got {less} and {more}; change one of them")
+
+
+def _check_recipe(settings: TrainSettings) -> None:
+    recipe = settings.recipe
+    if settings.eps == 0:
+        asked = [f"recipe={recipe}"] if recipe != "pgd" else []
+        asked += ["awp"] if settings.awp else []
+        if asked:
+            raise UserError(
+                f"expected an eps above 0 for {' and '.join(asked)}, got 0, which is standard training; "
+                "give --eps, or leave them out"
+            )
+    elif settings.attack_steps < 1 or not 0 < settings.attack_step_size < math.inf:
+        raise UserError(
+            f"expected at least one attack step of positive size for eps={settings.eps}, "
+            f"got {settings.attack_steps} of {settings.attack_step_size}; eps=0 is standard training"
+        )
+    if settings.awp and recipe not in ("pgd", "trades"):
+        raise UserError(f"expected awp beside recipe pgd or trades, got {recipe}; leave out --awp")
+    if recipe == "mart" and (settings.cutmix or settings.label_smoothing):
+        raise UserError(
+            "expected one certain label an image for recipe mart, whose loss is that of the label's probability, got "
+            f"cutmix={settings.cutmix} and label_smoothing={settings.label_smoothing}; set both to 0"
+        )
+    if recipe == "free" and settings.attack_statistics == "train":
+        raise UserError(
+            "expected attack_statistics eval beside recipe free, which has no passes of the attack's own (its "
+            "statistics are always the batch's), got train; leave it out"
+        )
 
 
 def training_presets() -> list[str]:
@@ -210,3 +317,133 @@ def settings_from(values: dict[str, Any]) -> TrainSettings:
             raise UnknownNameError("training setting", name, sorted(fields))
     plain: dict[str, Any] = {**values, "milestones": tuple(values.get("milestones", ()))}
     return TrainSettings(**plain)
+
+
+LEAST_STEPS = 3000
+"""Steps of a run on few images: fewer do not make a network robust, whatever it is trained on."""
+
+FINE_TUNE_STEPS = 300
+"""Steps of a run that begins from a model: on 1,600 photographs of other classes the best came before the 200th
+(docs/training-recipes.md)."""
+
+FINE_TUNE_RATE = 0.05
+"""Its peak rate, which does not shake off what the model knows."""
+
+USUAL_LINF = 8 / 255
+"""The radius in l-infinity that everybody takes."""
+
+FEW_PHOTOGRAPHS = 4000
+"""Below so many the network has half the standard width, which 1,600 were learnt well by (docs/training-recipes.md)."""
+
+LOOKS = 20
+"""How often, at most, such a run is evaluated to be selected by."""
+
+
+def default_preset(side: int) -> str:
+    """The preset for images of `side` pixels.
+
+    Example:
+        >>> default_preset(32), default_preset(224)
+        ('small-images', 'photographs')
+    """
+    return "small-images" if side <= SMALL_IMAGE else "photographs"
+
+
+def fitted(preset: str, images: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to change of a preset for a data set of `images`: a tenth is held out at most, batches are small enough for
+    four an epoch, and epochs are as many as `LEAST_STEPS` take, or, of a model that is fine-tuned, `FINE_TUNE_STEPS`.
+    Of few photographs the network is narrower.
+
+    Args:
+        preset: its name.
+        images: for training, those to be held out among them.
+        given: settings that are chosen already; None values count as not given.
+
+    Example:
+        >>> fitted("photographs", 9469)
+        {}
+        >>> fitted("photographs", 600)
+        {'held_out': 60, 'epochs': 375, 'evaluate_every': 18, 'width': 32}
+        >>> fitted("photographs", 600, {"batch_size": 32, "epochs": 20, "architecture": "resnet50"})
+        {'held_out': 60, 'evaluate_every': 1}
+    """
+    settings = resolve_train_settings(preset)
+    said = {name: value for name, value in (given or {}).items() if value is not None}
+    held_out = said.get("held_out", max(1, min(settings.held_out, images // 10)))
+    batch_size = said.get("batch_size", settings.batch_size)
+    while "batch_size" not in said and batch_size > 1 and 4 * batch_size > images - held_out:
+        batch_size //= 2
+    steps = max(1, (images - held_out) // max(1, batch_size))
+    wanted: dict[str, Any] = {"held_out": held_out, "batch_size": batch_size}
+    if "fine_tune" in said:
+        wanted |= {"epochs": math.ceil(FINE_TUNE_STEPS / steps), "learning_rate": FINE_TUNE_RATE}
+    else:
+        wanted["epochs"] = max(settings.epochs, math.ceil(LEAST_STEPS / steps))
+    epochs = said.get("epochs", wanted["epochs"])
+    usual = settings.evaluate_every if epochs >= settings.epochs else 1
+    wanted["evaluate_every"] = max(usual, epochs // LOOKS)
+    if preset == "photographs" and images < FEW_PHOTOGRAPHS and not {"architecture", "fine_tune"} & said.keys():
+        wanted["width"] = 32
+    return {name: value for name, value in wanted.items() if name not in said and value != getattr(settings, name)}
+
+
+def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change of a preset's sizes for the image's size, the crop and the network that are given.
+
+    Photographs are held larger and trained on smaller at first, in proportion; where crops are not resized, where
+    the network takes one size alone, and in fine-tuning, which begins with a network that knows its size, only at one.
+
+    Example:
+        >>> sizes_for("photographs", {"image_size": 224})
+        {'stored_size': 280, 'early_size': 168}
+        >>> sizes_for("photographs", {"crop": "none"})
+        {'stored_size': 128, 'early_size': 128}
+    """
+    from robustsynth.models.architectures import ONE_SIZE
+
+    settings = resolve_train_settings(preset)
+    usual, size = settings.image_size, given.get("image_size") or settings.image_size
+    if usual is None or size is None:
+        return {}
+    resized = (given.get("crop") or settings.crop) == "resized"
+    early = resized and given.get("architecture") not in ONE_SIZE and given.get("fine_tune") is None
+    wanted = {}
+    for name, kept in (("stored_size", resized), ("early_size", early)):
+        value = getattr(settings, name)
+        if value is not None and given.get(name) is None:
+            # Networks halve sides four or five times.
+            wanted[name] = max(8, round(value * size / usual / 8) * 8) if kept else size
+    return {name: value for name, value in wanted.items() if value != getattr(settings, name)}
+
+
+def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change of a preset's attack for the radius, norm and recipe that are given, where nothing else is said.
+
+    Its step stays as large a part of the radius. A single step in l-infinity starts at random, and is 1.25 radii long
+    (Wong et al. 2020); several are 2.5 radii long together; TRADES and MART take 7 of a fifth. MART's labels are
+    certain.
+
+    Example:
+        >>> attack_for("photographs", {"eps": 3.0})
+        {'attack_step_size': 3.0}
+        >>> attack_for("photographs", {"norm": "linf", "eps": 0.02})
+        {'random_start': True, 'attack_step_size': 0.025}
+    """
+    settings = resolve_train_settings(preset)
+    linf = given.get("norm") == "linf"
+    usual = USUAL_LINF if linf else settings.eps
+    eps = usual if given.get("eps") is None else float(given["eps"])
+    wanted: dict[str, Any] = {"eps": eps}
+    if given.get("recipe") == "mart":
+        wanted |= {"label_smoothing": 0.0, "cutmix": 0.0}
+    if given.get("recipe") in ("trades", "mart") and eps > 0:
+        wanted |= {"attack_steps": 7, "attack_step_size": eps / 5}
+    elif eps > 0:
+        steps = given.get("attack_steps")
+        wanted |= {"random_start": True} if linf else {}
+        if steps in (None, settings.attack_steps):
+            wanted["attack_step_size"] = eps * (1.25 if linf else settings.attack_step_size / settings.eps)
+        else:
+            wanted["attack_step_size"] = 2.5 * eps / max(1, int(steps))
+    said = {name for name, value in given.items() if value is not None}
+    return {name: value for name, value in wanted.items() if name not in said and value != getattr(settings, name)}

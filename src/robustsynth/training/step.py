@@ -1,4 +1,4 @@
-"""One training step: a function of the network, a batch, and a stream of random numbers keyed by the step."""
+"""One training step: a function of the network, a batch, and random numbers keyed by the step and the image's place."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from robustsynth.constraints import ball
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
 from robustsynth.randomness import generator
-from robustsynth.training.attack import recipe_attack
-from robustsynth.training.attack_network import AttackNetwork
-from robustsynth.training.augment import augment
-from robustsynth.training.mixing import cutmix
+from robustsynth.training.attack import AttackNetwork, recipe_attack
+from robustsynth.training.checkpoints import TrainState
+from robustsynth.training.data import augment, cutmix
+from robustsynth.training.distributed import SINGLE, Team
 from robustsynth.training.recipes import perturbed_weights, recipe_loss
-from robustsynth.training.state import TrainState
-from robustsynth.training.workers import SINGLE, Team, own
 
-STEP = 2
-"""Key of a step's random streams: its augmentation and its attack; 1 is that of an epoch's order."""
+STEP, DROPOUT, CUTMIX = 2, 4, 5
+"""Keys of a step's random streams: of each image's augmentation and attack, of what is dropped, of which images are
+mixed; 1 is that of an epoch's order, 3 that of the guard's looks."""
 
-DROPOUT = 4
-"""Key of what is dropped in it; 3 is that of the guard's looks."""
+
+Loss = Callable[[Network], Tensor]
+"""A loss, given the network that it is asked of."""
 
 
 class NotFiniteError(Exception):
@@ -58,12 +58,13 @@ def train_step(
     size: int,
     team: Team = SINGLE,
     outer: nn.Module | None = None,
-    twin: AttackNetwork | None = None,
+    frozen: AttackNetwork | None = None,
 ) -> StepResult:
     """Attack a batch and move the weights of ``state.network`` against it, by the recipe of ``state.settings``.
 
     Only the network, the optimizer, the average and, for free, the perturbation that goes on to the next batch are
-    changed; nothing is written. The random numbers depend on the run's seed and the step's number alone.
+    changed; nothing is written. An image's random numbers depend on the run's seed, the step and its place in the
+    batch.
 
     Args:
         state: of the run.
@@ -72,32 +73,33 @@ def train_step(
         labels: (N,) integers.
         steps_per_epoch: steps of an epoch.
         size: side in pixels that the run ends at.
-        team: the processes that take this step together, each with its rows of the batch as `images`.
+        team: the processes that take this step together, each with its part of the batch as `images`.
         outer: ``state.network`` as ``team.wrapped`` gives it.
-        twin: of ``state.network``, for the attack to ask in its place, with the statistics that the step begins with.
+        frozen: copy of ``state.network``, for the attack to ask in its place, with the statistics that the step begins
+            with.
 
     Raises:
         NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
     """
     settings = state.settings
-    stream = generator(settings.seed, STEP, state.step)
-    given = {} if team.rows is None else {"rows": team.rows}
-    images = augment(images, settings, stream, side=settings.side(state.step, steps_per_epoch, size), **given)
+    places = range(len(images)) if team.rows is None else team.rows.tolist()
+    generators = [generator(settings.seed, STEP, state.step, place) for place in places]
+    images = augment(images, settings, generators, side=settings.side(state.step, steps_per_epoch, size))
     if settings.cutmix:
-        classes = len(state.data["classes"])
         # A partner may be another process's image.
-        whole = team.whole(images), team.whole(labels)
-        mixed = cutmix(*whole, classes=classes, probability=settings.cutmix, generator=stream)
-        images, labels = (own(each, team.rows) for each in mixed)
+        batch, classes = (team.gathered(images), team.gathered(labels)), len(state.data["classes"])
+        stream = generator(settings.seed, CUTMIX, state.step)
+        mixed = cutmix(*batch, classes=classes, probability=settings.cutmix, generator=stream)
+        images, labels = map(team.own, mixed)
     for group in state.optimizer.param_groups:
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
-    passes = _Passes(team, outer or state.network, predict)
+    descend = functools.partial(_descend, predict, outer or state.network, team, settings.accumulate)
     with _dropout(state, team, images.device):
         if settings.recipe == "free":
-            result = _replay(state, passes, images, labels, settings.eps * scale)
+            result = _replay(state, descend, images, labels, settings.eps * scale)
         else:
-            result = _attack_and_descend(state, passes, images, labels, stream, scale, twin)
+            result = _attack_and_descend(state, descend, predict, team, images, labels, generators, scale, frozen)
     team.average_statistics(state.network)
     state.step += 1
     state.update_average()
@@ -107,45 +109,41 @@ def train_step(
 @contextlib.contextmanager
 def _dropout(state: TrainState, team: Team, device: torch.device) -> Iterator[None]:
     """Dropout draws from PyTorch's own generator, whose state no checkpoint has: within this it is the step's own."""
-    first = 0 if team.rows is None else int(team.rows.indices[0])
+    first = 0 if team.rows is None else int(team.rows[0])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator(state.settings.seed, DROPOUT, state.step, first).initial_seed())
         yield
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """How the weights' gradients come about: by whom, through which network, and in which precision."""
-
-    team: Team
-    outer: nn.Module
-    predict: Callable[[nn.Module], Network]
-
-    def descend(self, loss: Callable[[Network], Tensor], parts: int, *, last: bool) -> float:
-        """Add a part's share of the gradient; its share of the loss, over all processes."""
-        with self.team.summing(self.outer, last=last):
-            # Wrapped networks prepare for the backward pass in the forward pass.
-            value = loss(self.predict(self.outer))
-            mean = self.team.mean(float(value.detach()))
-            if not math.isfinite(mean):
-                raise NotFiniteError("a finite loss")
-            (self.team.weighted(value) / parts).backward()
-        return mean / parts
+def _descend(
+    predict: Callable[[nn.Module], Network], network: nn.Module, team: Team, parts: int, loss: Loss, *, last: bool
+) -> float:
+    """Add the gradient of one of so many parts of a batch; its share of the loss, over all processes."""
+    with team.summing(network, last=last):
+        # Wrapped networks prepare for the backward pass in the forward pass.
+        value = loss(predict(network))
+        mean = team.mean(float(value.detach()))
+        if not math.isfinite(mean):
+            raise NotFiniteError("a finite loss")
+        (team.weighted(value) / parts).backward()
+    return mean / parts
 
 
 def _attack_and_descend(
     state: TrainState,
-    passes: _Passes,
+    descend: Callable[..., float],
+    predict: Callable[[nn.Module], Network],
+    team: Team,
     images: Tensor,
     labels: Tensor,
-    stream: torch.Generator,
+    generators: list[torch.Generator],
     scale: float,
-    twin: AttackNetwork | None,
+    frozen: AttackNetwork | None,
 ) -> StepResult:
-    settings, network, team = state.settings, state.network, passes.team
-    if twin is not None:
-        twin.follow(network)
-    logits = passes.predict(network if twin is None else twin)
+    settings, network = state.settings, state.network
+    if frozen is not None:
+        frozen.follow(network)
+    logits = predict(network if frozen is None else frozen)
     total, shown = 0.0, images
     state.optimizer.zero_grad()
     for index, (part, truth) in enumerate(_parts(settings.accumulate, images, labels)):
@@ -153,9 +151,9 @@ def _attack_and_descend(
         if settings.eps > 0:
             # Parameters' gradients would be wasted on the attack.
             network.train(settings.attack_statistics == "train").requires_grad_(False)
-            failed, given = False, {"scale": scale, "level": state.attack_level, "rows": team.part_rows}
+            failed, own = False, generators[index * len(part) : (index + 1) * len(part)]
             try:
-                attacked = recipe_attack(logits, part, truth, settings, stream, **given)
+                attacked = recipe_attack(logits, part, truth, settings, own, scale=scale, level=state.attack_level)
             except NonFiniteError:
                 failed = True
             finally:
@@ -163,24 +161,17 @@ def _attack_and_descend(
             if team.workers.any(failed)[0]:
                 raise NotFiniteError("a finite attack")
         network.train()
-
-        def loss(logits: Network, part: Tensor = part, attacked: Tensor = attacked, truth: Tensor = truth) -> Tensor:
-            return recipe_loss(logits, part, attacked, truth, settings)
-
-        last = index + 1 == settings.accumulate
-        if settings.awp:
-            # Not the attack's twin: its weights are frozen.
-            ascended = functools.partial(loss, passes.predict(network))
-            with perturbed_weights(network, ascended, settings.awp, team=team):
-                total += passes.descend(loss, settings.accumulate, last=last)
-        else:
-            total += passes.descend(loss, settings.accumulate, last=last)
+        loss = functools.partial(recipe_loss, images=part, attacked=attacked, labels=truth, settings=settings)
+        # Not the attack's copy: its weights are frozen.
+        ascent = functools.partial(loss, predict(network))
+        with perturbed_weights(network, ascent, settings.awp, team=team) if settings.awp else contextlib.nullcontext():
+            total += descend(loss, last=index + 1 == settings.accumulate)
         shown = attacked if index == 0 else shown
     _move(state)
     return StepResult(total, shown)
 
 
-def _replay(state: TrainState, passes: _Passes, images: Tensor, labels: Tensor, eps: float) -> StepResult:
+def _replay(state: TrainState, descend: Callable[..., float], images: Tensor, labels: Tensor, eps: float) -> StepResult:
     """Free adversarial training (Shafahi et al. 2019, Algorithm 1).
 
     The same batch is trained on `free_replays` times; each pass gives both the weights' gradient and that of the
@@ -204,7 +195,7 @@ def _replay(state: TrainState, passes: _Passes, images: Tensor, labels: Tensor, 
             def loss(logits: Network, variable: Tensor = variable, truth: Tensor = truth) -> Tensor:
                 return F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
 
-            total += passes.descend(loss, settings.accumulate, last=index + 1 == settings.accumulate)
+            total += descend(loss, last=index + 1 == settings.accumulate)
             assert variable.grad is not None
             with torch.no_grad():
                 moved.append(constraint.project(part + eps * constraint.direction(variable.grad), center))

@@ -1,4 +1,4 @@
-"""What a training run leaves: the log, the best model so far, and at the end its seeds."""
+"""What a training run writes beside its checkpoints: the log, TensorBoard's log, the best model so far, its seeds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robustsynth.data import ImageData
+from robustsynth.errors import UserError
 from robustsynth.files import sha256, written_beside
 from robustsynth.models.architectures import standard_width
 from robustsynth.models.card import ModelCard
@@ -19,13 +21,13 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name, processor_kind
 from robustsynth.models.files import save_model
 from robustsynth.seeds import fit_class_seeds
-from robustsynth.training.state import TrainState
+from robustsynth.training.checkpoints import TrainState
 
 
 def write_log(rows: list[dict[str, Any]], out: Path) -> None:
     """``log.csv``, a row an epoch."""
     text = io.StringIO()
-    # A run begun before a column was there has rows without it.
+    # Rows from before the first collapse lack its column.
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
@@ -34,15 +36,15 @@ def write_log(rows: list[dict[str, Any]], out: Path) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def keep_model(state: TrainState, data: ImageData, held: np.ndarray, kept: np.ndarray, out: Path) -> None:
+def keep_model(state: TrainState, data: ImageData, out: Path, held_out: int, trained_on: int) -> None:
     """Write the moving average and its card into `out`, which then is a model.
 
     Args:
         state: of the run, whose ``best`` describes the average as it is now.
         data: that it is trained on.
-        held: indices of the images that it is selected by.
-        kept: indices of the images that it is trained on.
         out: the run's folder.
+        held_out: how many images it is selected by.
+        trained_on: how many images it is trained on.
     """
     settings, channels = state.settings, data.images.shape[3]
     size = settings.image_size or data.images.shape[1]
@@ -67,10 +69,10 @@ def keep_model(state: TrainState, data: ImageData, held: np.ndarray, kept: np.nd
             "torch": torch.__version__,
             "selected_epoch": state.best["epoch"],
             "seconds": round(state.seconds),
-            "held_out": {"images": len(held), "clean": clean, "pgd10": robust, "eps": settings.eps},
+            "held_out": {"images": held_out, "clean": clean, "pgd10": robust, "eps": settings.eps},
             **({"collapses": state.collapses} if state.collapses else {}),
         },
-        data={"name": data.name, "source": data.source, "licence": data.licence, "images": len(kept)},
+        data={"name": data.name, "source": data.source, "licence": data.licence, "images": trained_on},
     )
     save_model(out, classifier, card)
 
@@ -84,3 +86,53 @@ def finish_model(state: TrainState, data: ImageData, held: np.ndarray, out: Path
     card = ModelCard.load(out)
     training = card.training | {"seconds": round(state.seconds)}
     dataclasses.replace(card, training=training, sha256=card.sha256 | {path.name: sha256(path)}).save(out)
+
+
+TENSORBOARD_EVERY = 10
+"""Steps between two values of the loss and the learning rate."""
+
+TENSORBOARD_IMAGES = 8
+"""Adversarial images shown an epoch."""
+
+
+class TensorBoardLog:
+    """What TensorBoard shows of a run, in the folder ``tensorboard`` beside its model.
+
+    What was logged after the step that a run is resumed from is dropped.
+
+    Args:
+        out: the run's folder.
+        step: steps done so far.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+
+    def __init__(self, out: Path, *, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "expected the package tensorboard for --tensorboard, which is not installed; "
+                "pip install 'robustsynth[tensorboard]', or leave the option out"
+            ) from None
+        self.writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        """Loss and learning rate of step `step`, now and then."""
+        if step % TENSORBOARD_EVERY == 0:
+            self.writer.add_scalar("training/loss", loss, step)
+            self.writer.add_scalar("training/learning rate", rate, step)
+
+    def epoch(self, step: int, row: dict[str, Any], attacked: Tensor | None) -> None:
+        """An epoch's row of the log, and some of the images (N, C, H, W) in [0, 1] that its last step trained on."""
+        for name in ("held_out_clean", "held_out_pgd"):
+            if row[name] != "":
+                self.writer.add_scalar(name.replace("held_out_", "held out/"), row[name], step)
+        if attacked is not None:
+            self.writer.add_images("adversarial images", attacked[:TENSORBOARD_IMAGES].detach().cpu(), step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()

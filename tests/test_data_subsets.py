@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from conftest import pixels, png, quiet
 from robustsynth.cli.train import command
 from robustsynth.data import located
-from robustsynth.data.describing import describe_data
-from robustsynth.data.selection import parsed, selected
-from robustsynth.data.sources import Contents, Row, Source
+from robustsynth.data.load import describe_data
+from robustsynth.data.rows import Contents, Row, Source
 from robustsynth.data.specs import DATASETS
+from robustsynth.data.subsets import parse_subset
 from robustsynth.errors import UnknownNameError, UserError
 
 CLASSES = DATASETS["cifar10"].classes
@@ -29,7 +29,7 @@ def private_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory) -> Path:
-    """Two pictures of each of CIFAR-10's classes, by which it is recognised."""
+    """Two images of each of CIFAR-10's classes, by which it is recognised."""
     root = tmp_path_factory.mktemp("made") / "cifar"
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True)
@@ -101,8 +101,8 @@ def test_every_row_of_the_classes_comes_once_and_in_order(labels, chosen):
     names = ("a", "b", "c", "d", "e")
     rows = [Row(f"row {i}", b"", label) for i, label in enumerate(labels)]
     whole = Source("made", ["made"], lambda: Contents(names, len(rows), lambda: iter(rows)))
-    classes, _ = parsed(f"only:{','.join(names[i] for i in chosen)}:made")
-    contents = selected(whole, classes).open()
+    classes = tuple(names[i] for i in chosen)
+    contents = parse_subset(f"only:{','.join(classes)}:made")[2](whole).open()
     kept = list(contents.rows())
     assert contents.count == len(kept)
     assert [row.where for row in kept] == [f"row {i}" for i, label in enumerate(labels) if label in chosen]

@@ -1,0 +1,227 @@
+"""Labelled images: encoded, as readers find them, and decoded, as everything else takes them.
+
+A reader gives a `Source`. Opened it is `Contents`, whose `Row`s hold one encoded image each. `decode` makes an array of
+a row, `ImageData` holds those of a whole data set.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from robustsynth.data.specs import DatasetSpec, recognised
+from robustsynth.errors import UserError
+from robustsynth.images import fault_of, is_grey, open_image, plain_pixels
+
+Place = Path | str | list[Path]
+"""Where data are: a file or folder that exists; a text that is none, such as a name; or several folders."""
+
+SAMPLE = 32
+"""Images by whose headers a known data set is recognised."""
+
+_USUAL_SIZES = (224, 128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded image: its bytes or its file, its label, and what to call it in a message."""
+
+    where: str
+    content: bytes | Path | None
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An opened source: `rows` gives the same `count` rows, in the same order, each time it is called.
+
+    Of a part of a larger data set, `part_of` names all classes, by which a known data set is recognised.
+    """
+
+    classes: tuple[str, ...]
+    count: int
+    rows: Callable[[], Iterator[Row]]
+    part_of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader gives: a split of a data set that was found, and not opened yet.
+
+    Args:
+        label: what to call it, without any absolute path.
+        identity: plain values that change whenever the images may have changed. They name the folder in the cache.
+        open: reads names and counts; for the Hub, this is what downloads.
+        spec: the known data set that it was asked for as, if it was.
+        shards: finds its parquet files, paths or addresses, if that is what it consists of; such data can be streamed.
+    """
+
+    label: str
+    identity: list[Any]
+    open: Callable[[], Contents]
+    spec: DatasetSpec | None = None
+    shards: Callable[[], list[str]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images.
+
+    Args:
+        images: uint8, shape (N,H,W,C), a memory map that cannot be written to: copy a batch before handing it
+            to `torch.from_numpy`.
+        labels: int64, shape (N,).
+        classes: names in label order.
+        name: the known data set's name, otherwise that of the folder, file or Hub data set.
+        licence: of the known data set, otherwise "not stated".
+        source: where it came from: the name of the folder or file, or the Hub id; never an absolute path.
+        mean, std: per channel, in units of [0, 1].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+    licence: str
+    source: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """Stands for images that are not decoded: their `shape` (N, H, W, C)."""
+
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def stamps(files: Sequence[Path], root: Path) -> list[list[Any]]:
+    """Name, size and time of change of each file: enough to notice that a data set has changed."""
+    found = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
+    return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of an image say: its (width, height), and 1 or 3 channels."""
+
+    size: tuple[int, int]
+    channels: int
+
+
+def read_header(row: Row) -> Header:
+    """Size and channels without decoding the image.
+
+    Raises:
+        UserError: it is missing or no image.
+    """
+    try:
+        with _opened(row) as image:
+            return Header(image.size, 1 if is_grey(image) else 3)
+    except Exception as error:
+        raise _unreadable(row, error) from error
+
+
+def usual_size(sizes: Sequence[tuple[int, int]]) -> int:
+    """The side at which to store images of an unknown data set.
+
+    Theirs, if all are squares of one size; otherwise the largest of 224, 128, 64 and 32 that the shorter
+    sides reach in the median, and 32 for those that are smaller still.
+
+    Example:
+        >>> usual_size([(28, 28), (28, 28)]), usual_size([(500, 375), (320, 240), (100, 80)])
+        (28, 224)
+    """
+    if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
+        return sizes[0][0]
+    median = statistics.median(min(size) for size in sizes)
+    return next((size for size in _USUAL_SIZES if size <= median), _USUAL_SIZES[-1])
+
+
+def plan(
+    contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
+) -> tuple[DatasetSpec | None, int, int]:
+    """Which known data set this is, if any, and the side and channels to store its images with.
+
+    Args:
+        contents: whose first images decide; of an unknown data set all of them.
+        spec: the known data set that it was asked for as, if it was.
+        image_size: the side, where it is given.
+        channels: likewise.
+    """
+    sample = _headers(itertools.islice(contents.rows(), SAMPLE))
+    native, sizes = max(header.channels for header in sample), [header.size for header in sample]
+    spec = spec or recognised(contents.part_of or contents.classes, channels=native, sizes=sizes)
+    if spec is not None:
+        return spec, image_size or spec.image_size, channels or spec.channels
+    if image_size is None or channels is None:
+        headers = _headers(contents.rows())
+        image_size = image_size or usual_size([header.size for header in headers])
+        channels = channels or max(header.channels for header in headers)
+    return None, image_size, channels
+
+
+def _headers(rows: Iterable[Row]) -> list[Header]:
+    """Of the rows whose images can be opened; the others are reported when they are decoded."""
+    found: list[Header] = []
+    first: UserError | None = None
+    for row in rows:
+        try:
+            found.append(read_header(row))
+        except UserError as error:
+            first = first or error
+    if not found and first is not None:
+        raise first
+    return found
+
+
+def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
+    """Decode an image to a uint8 array of shape (image_size, image_size, channels).
+
+    It is turned upright by its EXIF tag, laid on white where it is transparent, and its central square is
+    resized to `image_size` with antialiasing; an image that has this size already keeps its exact pixels.
+
+    Raises:
+        UserError: the image is missing, damaged, or has no fixed range of values.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (4, 2), (255, 0, 0)).save(buffer, "PNG")
+        >>> decode(Row("red.png", buffer.getvalue(), 0), image_size=1, channels=3).tolist()
+        [[[255, 0, 0]]]
+    """
+    try:
+        with _opened(row) as opened:
+            return plain_pixels(opened, channels=channels, size=image_size)
+    except Exception as error:
+        raise _unreadable(row, error) from error
+
+
+def _opened(row: Row) -> Image.Image:
+    if row.content is None:
+        raise ValueError("nothing: the cell is empty")
+    return open_image(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content)
+
+
+def _unreadable(row: Row, error: Exception) -> Exception:
+    # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
+    if isinstance(error, MemoryError):
+        return error
+    reason = str(error) if row.content is None else fault_of(error, row.content).reason
+    return UserError(
+        f"{row.where}: expected an image that can be decoded, got {reason}. Replace it or take it out of the data."
+    )

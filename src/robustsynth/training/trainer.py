@@ -1,0 +1,418 @@
+"""The trainer: from settings and images to a model folder that `load_model` takes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustsynth.data import ImageData
+from robustsynth.data.streaming import ImageStream
+from robustsynth.errors import UserError
+from robustsynth.files import only_writer
+from robustsynth.loop import NonFiniteError
+from robustsynth.models.architectures import build_network
+from robustsynth.models.execution import Execution, fastest_precision
+from robustsynth.models.files import chosen_device, load_model
+from robustsynth.objectives import Network
+from robustsynth.processes import ALONE, Workers
+from robustsynth.training.attack import attack_network, count_clean_and_robust
+from robustsynth.training.checkpoints import TrainState, has_checkpoint
+from robustsynth.training.data import InMemory, Streamed
+from robustsynth.training.distributed import Team, synchronised
+from robustsynth.training.fine_tuning import announcements, begin_from
+from robustsynth.training.guard import GUARD_IMAGES, watch
+from robustsynth.training.outputs import TensorBoardLog, finish_model, keep_model, write_log
+from robustsynth.training.settings import TrainSettings
+from robustsynth.training.step import NotFiniteError, StepResult, train_step
+
+CHECKPOINT_SECONDS = 120
+"""Seconds of training after which a checkpoint is written, also in mid-epoch."""
+
+EPOCH_SECONDS = 60
+"""Those after which one is written at an epoch's end: of few images an epoch may be shorter than the writing."""
+
+
+class Trainer:
+    """One training run: `run` takes it to its end, `steps` is a loop over its steps.
+
+    Args:
+        settings: see `TrainSettings`.
+        data: the training images, in memory or as a stream.
+        out: folder for the checkpoint, the log and the finished model.
+        device: to train on.
+        precision: ``float32`` or ``bfloat16``; measured for half a second where None.
+        resume: go on from the checkpoint in `out`.
+        tensorboard: log for TensorBoard too, in `out`.
+        announce: told what people should know: what a model that is fine-tuned was, collapses, a damaged checkpoint.
+        workers: the processes that train together, this one among them; within ``workers.joined``. Only the first one
+            writes and announces.
+        sync_batch_norm: batch norm over all processes' images; graphics cards only.
+        decoders: processes that decode a stream's images.
+        writes: false for one that is looked at and not run: nothing in `out` is moved.
+
+    Attributes:
+        state: of the run: the network, its moving average, the step.
+        finished: whether the run came to its end.
+
+    Raises:
+        UserError: too few images, an `out` that holds another run, a checkpoint that does not fit, or no TensorBoard.
+
+    Example:
+        >>> import tempfile
+        >>> images, labels = np.zeros((12, 8, 8, 3), np.uint8), np.arange(12) % 2
+        >>> data = ImageData(images, labels, ("a", "b"), "toys", "none", "made", (0.5,) * 3, (0.5,) * 3)
+        >>> settings = TrainSettings(architecture="small-cnn", width=2, epochs=1, batch_size=4, held_out=4)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     trainer = Trainer(settings, data, out, device="cpu", precision="float32")
+        ...     [step.images.shape[0] for step in trainer.steps()]
+        [4, 4]
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        data: ImageData | ImageStream,
+        out: Path | str,
+        *,
+        device: torch.device | str | None = None,
+        precision: str | None = None,
+        resume: bool = False,
+        tensorboard: bool = False,
+        announce: Callable[[str], object] = lambda line: None,
+        workers: Workers = ALONE,
+        sync_batch_norm: bool = False,
+        decoders: int = 0,
+        writes: bool = True,
+    ) -> None:
+        self.settings, self.out, self.workers = settings, Path(out), workers
+        self.announce = announce if workers.first else lambda line: None
+        self.device = chosen_device(device)
+        self.team = Team(workers, batch_size=settings.batch_size, accumulate=settings.accumulate)
+        _check_room(settings, len(data), self.out, resume=resume)
+        self.source: InMemory | Streamed
+        if isinstance(data, ImageStream):
+            self.source = Streamed(data, settings, workers=workers, device=self.device, decoders=decoders)
+        else:
+            self.source = InMemory(data, settings, self.device)
+        self.held, self.kept = self.source.held, self.source.kept
+        _check_classes(data, self.kept, settings.held_out)
+        self.steps_per_epoch = len(self.kept) // settings.batch_size
+        self.total_steps = settings.epochs * self.steps_per_epoch
+        self.size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
+        network, data = _first_network(settings, data, self.device, resume=resume, announce=self.announce)
+        _check_passes(network, settings, self.size, channels, self.team.count // settings.accumulate)
+        execution = Execution(precision or "float32", settings.batch_size, measured=False)
+        begun = {"images": len(data), "shape": list(data.images.shape[1:]), "classes": list(data.classes)}
+        begun |= {"mean": list(data.mean), "std": list(data.std), **self.source.summary}
+        self.state = TrainState.fresh(settings, network, execution, begun)
+        if resume:
+            # A damaged checkpoint is set aside, by one of them.
+            workers.in_turn(lambda: self.state.load(self.out, self.device, announce=self.announce, set_aside=writes))
+            if precision not in (None, self.state.execution.precision):
+                raise UserError(
+                    f"expected the precision that {out} was begun in, {self.state.execution.precision}, "
+                    f"got {precision}; resume without --precision"
+                )
+        elif precision is None:
+            shape = (channels, self.size, self.size)
+            # As the first process measures it, or each might train in another precision.
+            self.state.execution = workers.agreed(lambda: _measured_execution(network, settings, self.device, shape))
+        mean, std = (tuple(self.state.data[name]) for name in ("mean", "std"))
+        self.data = dataclasses.replace(data, mean=mean, std=std)
+        self.mean, self.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (mean, std))
+        if sync_batch_norm:
+            self.state.network = synchronised(network, self.device, workers)
+        if self.state.perturbation is not None:
+            self.state.perturbation = self.team.own(self.state.perturbation)
+        self.outer = self.team.wrapped(self.state.network)
+        self.frozen = attack_network(self.state.network, settings, self.state.execution.precision)
+        self.tensorboard = TensorBoardLog(self.out, step=self.state.step) if tensorboard and workers.first else None
+        self.finished = False
+        self._counted = 0.0
+
+    def run(self) -> Path:
+        """Train to the end and finish the model folder; see `steps`.
+
+        Returns:
+            The model's folder.
+        """
+        for _ in self.steps():
+            pass
+        return self.out
+
+    def steps(self) -> Iterator[StepResult]:
+        """Train a step at a time; after the last one the model folder is finished.
+
+        A loop that is left before the end stops the run in all processes, with a checkpoint to resume from.
+
+        Yields:
+            What each step did; ``state.step`` is its number.
+
+        Raises:
+            UserError: the loss, a gradient or the attack became NaN or infinite, the last checkpoint stays; or another
+                process trains in this folder.
+        """
+        state = self.state
+        with _only_trainer(self.out, self.workers) as closing:
+            if self.tensorboard is not None:
+                closing.callback(self.tensorboard.close)
+            if self.settings.guarded and state.good is None:
+                state.keep_good()
+            saved = self._counted = time.monotonic()
+            if state.step == 0:
+                self._save()  # So that a kill in the first minutes can be resumed too.
+            while state.step < self.total_steps:
+                epoch, first = divmod(state.step, self.steps_per_epoch)
+                for batch in self.source.epoch(epoch, first, self.team.rows):
+                    result = self._step(*batch)
+                    self._after_step(result.loss)
+                    now, left = self._count_time(), False
+                    try:
+                        yield result
+                    except GeneratorExit:
+                        left = True
+                    ended = state.step % self.steps_per_epoch == 0
+                    due = now - saved > (EPOCH_SECONDS if ended else CHECKPOINT_SECONDS)
+                    # All processes stop, or save, where one of them is to: both take all of them.
+                    left, due = self.workers.any(left, due)
+                    if ended:
+                        # Before any checkpoint of this step: a resumed run begins with the next epoch.
+                        self._end_epoch(epoch, result)
+                        now = self._count_time()
+                    if left or due or state.step == self.total_steps:
+                        self._save()
+                        saved = now
+                    if left:
+                        return
+            self.finished = True
+            if self.workers.first:
+                finish_model(state, *self.source.for_seeds(), self.out)
+            self.workers.wait()  # Nobody leaves while the first still writes.
+
+    def predict(self, network: nn.Module) -> Network:
+        """`network` as a function from images in [0, 1] to float32 logits, in the run's precision."""
+        reduced = self.state.execution.precision == "bfloat16"
+
+        def logits(images: Tensor) -> Tensor:
+            normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+                return network(normalised).float()
+
+        return logits
+
+    def _count_time(self) -> float:
+        now = time.monotonic()
+        self.state.seconds, self._counted = self.state.seconds + now - self._counted, now
+        return now
+
+    def _save(self) -> None:
+        """Write the checkpoint, with what each process has of it; the first one does, the others wait."""
+        own = self.state.perturbation
+        if own is not None:
+            self.state.perturbation = self.team.gathered(own)
+        if self.workers.first:
+            self.state.save(self.out)
+        self.state.perturbation = own
+        self.workers.wait()
+
+    def _step(self, images: Tensor, labels: Tensor) -> StepResult:
+        given = {"steps_per_epoch": self.steps_per_epoch, "size": self.size, "team": self.team}
+        try:
+            return train_step(self.state, self.predict, images, labels, outer=self.outer, frozen=self.frozen, **given)
+        except NotFiniteError as error:
+            raise self._not_finite(str(error)) from None
+
+    def _after_step(self, loss: float) -> None:
+        """What now and then follows a step: a look for collapse, and a value for TensorBoard."""
+        state, settings, position = self.state, self.settings, (self.state.step - 1, self.steps_per_epoch)
+        if self.tensorboard is not None:
+            self.tensorboard.step(state.step, loss, settings.rate(*position))
+        if not settings.guarded or state.step % settings.guard_every:
+            return
+        images, labels = self.source.held_out(0, GUARD_IMAGES)
+        side = settings.side(*position, self.size)
+        if images.shape[-1] != side:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
+        given = {"scale": settings.attack_scale(*position), "announce": self.announce, "team": self.team}
+        try:
+            watch(state, self.predict, images, labels, **given)
+        except NonFiniteError:
+            raise self._not_finite("finite weights") from None
+
+    def _not_finite(self, expected: str) -> UserError:
+        return UserError(
+            f"expected {expected}, got NaN or infinity at step {self.state.step}; the last checkpoint in {self.out} "
+            "is kept. Begin again in another --out with a lower --learning-rate, or try --precision float32"
+        )
+
+    def _end_epoch(self, epoch: int, last: StepResult) -> None:
+        """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
+        state = self.state
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": state.step,
+            "seconds": round(state.seconds, 1),
+            "learning_rate": self.settings.rate(state.step - 1, self.steps_per_epoch),
+            "loss": round(last.loss, 4),
+            "held_out_clean": "",
+            "held_out_pgd": "",
+        }
+        if state.collapses:
+            row["collapses"] = len(state.collapses)
+        if self.settings.evaluates(epoch):
+            row["held_out_clean"], row["held_out_pgd"] = self._held_out_accuracy()
+            # Robust accuracy chooses; clean accuracy where that is all there is, and between equals.
+            score = [row["held_out_pgd"], row["held_out_clean"]]
+            if score > state.best.get("score", [-1.0, -1.0]):
+                state.best = {"score": score, "epoch": epoch + 1}
+                if self.workers.first:
+                    keep_model(state, self.data, self.out, len(self.held), len(self.kept))
+        state.rows.append(row)
+        if self.workers.first:
+            write_log(state.rows, self.out)
+        if self.tensorboard is not None:
+            self.tensorboard.epoch(state.step, row, last.images)
+
+    def _held_out_accuracy(self) -> tuple[float, float]:
+        """Shares of the held-out images that the average classifies correctly, plain and under PGD-10."""
+        logits, given = self.predict(self.state.average), {"norm": self.settings.norm, "eps": self.settings.eps}
+        clean = robust = 0
+        # Whole batches, so that an image is rounded as in one process.
+        for start in self.workers.share(range(0, len(self.held), 200)):
+            images, labels = self.source.held_out(start, min(start + 200, len(self.held)))
+            counts = count_clean_and_robust(logits, images, labels, size=self.size, **given)
+            clean, robust = clean + counts[0], robust + counts[1]
+        clean, robust = self.workers.total([clean, robust])
+        return clean / len(self.held), robust / len(self.held)
+
+
+def _check_room(settings: TrainSettings, images: int, out: Path, *, resume: bool) -> None:
+    """Refuse to begin where images are too few or where `out` holds another run."""
+    if images < settings.held_out + settings.batch_size:
+        raise UserError(
+            f"expected at least {settings.held_out + settings.batch_size} training images "
+            f"(held_out={settings.held_out} and one batch of {settings.batch_size}), got {images}; "
+            "lower --held-out or --batch-size"
+        )
+    if resume:
+        return
+    if has_checkpoint(out):
+        raise UserError(
+            f"expected an empty folder for a new run, but {out} holds one; "
+            "--resume goes on with it, another --out begins anew"
+        )
+    if (out / "card.json").exists():
+        raise UserError(f"expected an empty folder for a new run, but {out} holds a model; choose another --out")
+
+
+def _check_classes(data: ImageData, kept: np.ndarray, held_out: int) -> None:
+    """Refuse classes that are too small to fit seeds on, which happens when training ends: too late to say so."""
+    counts = np.bincount(np.asarray(data.labels)[kept], minlength=len(data.classes))
+    if counts.min() < 2:
+        raise UserError(
+            f"expected at least 2 images of each class beside the {held_out} held out, "
+            f"got {counts.min()} of {data.classes[int(counts.argmin())]!r}; lower --held-out or add images"
+        )
+
+
+def _check_passes(network: nn.Module, settings: TrainSettings, size: int, channels: int, images: int) -> None:
+    """Refuse sides, up to `size` in the end, and numbers of images at a time that the network cannot take."""
+    early = settings.early_size or size
+    if early > size:
+        raise UserError(f"expected early_size of at most the images' side, got {early} and {size}; lower --early-size")
+    device = next(network.parameters()).device
+    # Whole networks are copied only where there is something to find out.
+    trial = network.eval() if images > 1 else copy.deepcopy(network)
+    for side in sorted({early, size}):
+        zeros = torch.zeros(1, channels, side, side, device=device)
+        try:
+            with torch.no_grad():
+                trial.eval()(zeros)
+                if images == 1:
+                    trial.train()(zeros)
+        except (RuntimeError, ValueError) as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"expected batches that batch norm can normalise, got one image of {side} pixels at a time, of "
+                    f"which {settings.architecture} leaves one number a channel; raise --batch-size or --image-size, "
+                    "or lower --accumulate"
+                ) from None
+            other = "" if side == size else " (--early-size), and of another one in the end,"
+            raise UserError(
+                f"expected images that {settings.architecture} of {size} pixels takes, got {side} pixels{other} which "
+                "it does not; choose another size or --architecture"
+            ) from None
+
+
+def _first_network(
+    settings: TrainSettings,
+    data: ImageData,
+    device: torch.device,
+    *,
+    resume: bool,
+    announce: Callable[[str], object],
+) -> tuple[nn.Module, ImageData]:
+    """The network that a run begins with, and the data with the mean and deviation that it goes by.
+
+    A run that is resumed takes both from its checkpoint, so that the model it was fine-tuned from is not needed again.
+    """
+    size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
+    torch.manual_seed(settings.seed)
+    network = build_network(
+        settings.architecture, classes=len(data.classes), width=settings.width, channels=channels, image_size=size
+    ).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if settings.fine_tune is None or resume:
+        return network, data
+    model = load_model(settings.fine_tune, device=device)
+    new = begin_from(network, model, data.classes)
+    for line in announcements(model, settings, data, size=size, new=new):
+        announce(line)
+    # The weights know images as that model normalises them.
+    mean, std = (tuple(values.flatten().tolist()) for values in (model.mean, model.std))
+    return network, dataclasses.replace(data, mean=mean, std=std)
+
+
+def _measured_execution(
+    network: nn.Module, settings: TrainSettings, device: torch.device, shape: tuple[int, int, int]
+) -> Execution:
+    """The faster precision for images of `shape` (C, H, W), measured for half a second."""
+    # Enough to tell on a processor; a graphics card must be filled as training fills it.
+    count = settings.batch_size if device.type == "cuda" else 16
+    images = torch.rand(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    # In evaluation mode: measuring must not move batch norm's statistics, nor fail on a single small image.
+    network.eval()
+
+    class Reduced(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return network(x).float()
+
+    precision = fastest_precision({"float32": network, "bfloat16": Reduced()}, images)
+    return Execution(precision, settings.batch_size)
+
+
+def _only_trainer(out: Path, workers: Workers) -> contextlib.ExitStack:
+    """Become, until it is closed, the only run that writes to `out`; all processes hear of it where that cannot be."""
+    held = contextlib.ExitStack()
+
+    def refusal() -> str:
+        try:
+            held.enter_context(only_writer(out))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    refused = workers.agreed(refusal)
+    if refused:
+        raise UserError(refused)
+    return held
