@@ -256,7 +256,7 @@ class ImageRun:
                 continue
             results[index] = image
             label = self._label(progress, row)
-            save_png(self.folder.out / f"{self.names[index]}.png", image, text=self.folder.png_text(**label))
+            save_png(self.folder.out / f"{self.names[index]}.png", image, text=self._text(progress, row))
             place = self.call.sources[index]
             every = range(place * endings, (place + 1) * endings)
             if all(other in results for other in every):
@@ -286,12 +286,18 @@ class ImageRun:
             return {}
         return {"label": self.model.classes[int(stated.labels[row])], "predicted": stated.predicted}
 
+    def _text(self, progress: Progress, row: int, **more: Any) -> dict[str, str]:
+        """What a PNG carries."""
+        labels = progress.stated.labels
+        named = {} if labels is None else {"class": self.model.classes[int(labels[row])]}
+        return self.folder.png_text(**named, **more)
+
     def _write_unfinished(self, progress: Progress, animations: Animations) -> None:
         from robustsynth.images import to_uint8
 
         names = {index: f"unfinished/{self.names[index]}" for index in progress.indices}
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
-            text = self.folder.png_text(**self._label(progress, row), stopped_at_step=progress.taken)
+            text = self._text(progress, row, stopped_at_step=progress.taken)
             self.folder.write_unfinished(self.names[index], image, text)
         animations.write(self.folder.out, names, progress)
         self.folder.save(unfinished={self.names[index]: progress.taken for index in progress.indices})
