@@ -104,6 +104,7 @@ def test_a_preview_is_what_fewer_steps_would_give(tiny, step):
 def test_no_labels_give_no_images(tiny):
     for labels in ([], torch.empty(0, dtype=torch.long)):
         assert generate(tiny, labels, **FIXED).shape == (0, 3, 16, 16)
+        assert generate(tiny, labels, start=torch.empty(0, 3, 16, 16), **FIXED).shape == (0, 3, 16, 16)
 
 
 def test_linear_steps_fall_to_zero(tiny):
@@ -145,6 +146,7 @@ BAD_STARTS = {
     "more than labels": (torch.rand(4, 3, 16, 16), "one a label"),
     "another size": (torch.rand(3, 3, 8, 8), "one a label"),
     "another colour": (torch.rand(3, 1, 16, 16), r"\(N, 3, H, W\), got \(3, 1, 16, 16\); give 3 channels"),
+    "of several sizes": ([torch.rand(3, 16, 16), torch.rand(3, 8, 8), torch.rand(3, 16, 16)], "3 of several sizes"),
     "one for all": (torch.rand(3, 16, 16), "one a label"),
     "whole numbers": (torch.zeros(3, 3, 16, 16, dtype=torch.int64), "uint8, or of floats"),
     "outside": (torch.full((3, 3, 16, 16), 1.5), r"start with values in \[0, 1\]"),

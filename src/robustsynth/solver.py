@@ -136,7 +136,7 @@ def solve(
         before: Tensor | None = None
         for run in range(runs):
             stated = state(padded, run, before)
-            best = BestIterate()
+            best, now = BestIterate(), stated.problem.start
             iterates = pgd_steps(stated.problem, step_size=step_size, steps=steps, score_last=use_best)
             # Libraries of graphics cards may add up gradients in another order each time; on a processor this is idle.
             while (step := _next(iterates)) is not None:
@@ -147,8 +147,8 @@ def solve(
                         failures.setdefault(wanted[place], index)
                 now = best.images if use_best else step.images
                 loss = step.loss[: len(wanted)]
-                yield (progress := Progress(wanted, step.index, steps, run, runs, loss, dict(failures), stated, now))
-            before = progress.stated.finish(progress.iterates) if run < runs - 1 else None
+                yield Progress(wanted, step.index, steps, run, runs, loss, dict(failures), stated, now)
+            before = stated.finish(now) if run < runs - 1 else None
 
 
 def _next(iterates: Iterator[Step]) -> Step | None:
@@ -194,8 +194,9 @@ class Results:
 
     @property
     def under_way(self) -> Progress | None:
-        """The batch that was begun and is not finished."""
-        return None if self.last is None or self.last.finished else self.last
+        """The batch that was begun and whose results are not kept yet."""
+        last = self.last
+        return None if last is None or all(index in self.images for index in last.indices) else last
 
     def states(self) -> list[ImageState]:
         """What became of each image, in the order of `indices`."""
@@ -252,7 +253,8 @@ def results_of(progresses: Iterator[Progress], indices: Iterable[int]) -> list[T
     images = [results.images[index] for index in results.indices]
     if results.failures:
         place = {index: position for position, index in enumerate(results.indices)}
-        raise NonFiniteError(stacked(images), {place[i]: step for i, step in results.failures.items()})
+        failures = {place[index]: step for index, step in results.failures.items()}
+        raise NonFiniteError(stacked(images), failures)  # pyright: ignore[reportArgumentType]
     return images
 
 

@@ -101,7 +101,8 @@ class GenerateRun:
         ensemble = [load_model(name, device=options["device"]) for name in others]
         targets = check_targets(_targets(model, options), model)
         self.labels, self.classes = main_classes(targets), [named(target, model.classes) for target in targets]
-        self.call = Call(GENERATE, model, settings, [(model.image_size or 0,) * 2] * len(targets))
+        side = model.image_size or 0
+        self.call = Call(GENERATE, model, settings, [(side, side)] * len(targets))
         self.call.give(labels=targets, seed=options["seed"], ensemble=ensemble)
         asked = {
             "task": "generate",

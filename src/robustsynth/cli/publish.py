@@ -83,7 +83,7 @@ def _draw(model: Classifier, path: Path, seed: int) -> None:
 
     from robustsynth.images import save_png, to_uint8
     from robustsynth.sheet import class_sheet
-    from robustsynth.tasks.generate import generate
+    from robustsynth.tasks.functions import generate
 
     classes = min(len(model.classes), ROWS)
     say(f"drawing {EACH} samples of {classes} classes")

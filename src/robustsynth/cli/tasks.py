@@ -73,10 +73,6 @@ class ImageFile:
 
         return read_image(self.path, channels=self.channels)
 
-    def tensor(self) -> Tensor:
-        """(C, H, W) in [0, 1]."""
-        return (self.kept or self.load()).tensor
-
 
 def read_files(paths: Sequence[Path | str], *, channels: int) -> list[ImageFile]:
     """The images of files and folders, in the order given; a folder's by name.
@@ -125,13 +121,16 @@ class ImageRun:
         given = {field.name: options[field.name] for field in dataclasses.fields(task.settings)}
         self.settings = task.resolve(self.model, preset=options["preset"], given=given)
         self.images = read_files(images, channels=self.model.channels)
+        self.sources: dict[str, np.ndarray] = {}
+        self.loaded: tuple[int, Tensor] | None = None
         self.call: Call = Call(
             task,
             self.model,
             self.settings,
             [image.size for image in self.images],
-            lambda index: self.images[index].tensor(),
+            self._load,
             files=[image.path for image in self.images],
+            decoded={place: image.kept for place, image in enumerate(self.images) if image.kept is not None},
         )
         told = self.call.read(options)
         endings, animation = self.call.endings, options["trajectory"]
@@ -198,6 +197,19 @@ class ImageRun:
                 folder.clear_unfinished()
             self._draw()
         self._end(failures)
+
+    def _load(self, index: int) -> Tensor:
+        """An image to work on. Neither the figure nor the next batch, which may have more results of it, need decode
+        it again."""
+        from robustsynth.sheet import MOST_ROWS, fitted
+
+        if self.loaded is None or self.loaded[0] != index:
+            image = self.images[index]
+            decoded = image.kept or image.load()
+            if len(self.sources) < MOST_ROWS:
+                self.sources[image.name] = fitted(decoded.pixels)
+            self.loaded = index, decoded.tensor
+        return self.loaded[1]
 
     def _say(self) -> None:
         from robustsynth.cli.describe import describe_model
@@ -311,7 +323,8 @@ class ImageRun:
         titles = list(dict.fromkeys(title for given in self.given.values() for title in given))
         rows: list[list[np.ndarray]] = []
         for image in shown[:MOST_ROWS]:
-            source, given = fitted((image.kept or image.load()).pixels), self.given.get(image.name, {})
+            source, given = self.sources.get(image.name), self.given.get(image.name, {})
+            source = fitted((image.kept or image.load()).pixels) if source is None else source
             results = [fitted(read_image(self.folder.out / f"{image.name}{file}").pixels) for file in self.files]
             rows.append([source, *(given.get(title, source) for title in titles), *results])
         if rows:

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustsynth.constraints import Constraint, ball
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.images import as_images
+from robustsynth.images import LoadedImage, as_images
 from robustsynth.loop import Objective, Problem, check_images
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
 from robustsynth.models.class_names import matching_class
@@ -25,7 +25,7 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
 from robustsynth.solver import Progress, Stated, solve
-from robustsynth.tasks.settings import ImageSettings
+from robustsynth.tasks.settings import NOTHING, ImageSettings
 from robustsynth.tasks.task import REQUIRED, Task
 from robustsynth.views import Shifted, Viewed, check_size, choose_views, size_ratio
 
@@ -57,6 +57,7 @@ class Call:
         sizes: (H, W) of each image.
         load: gives image number i as (C, H, W) float32 in [0, 1] on the CPU; None for tasks without images.
         files: of the images, where they come from files.
+        decoded: those of them that are decoded already, by number.
         precision: ``float32`` or ``bfloat16``; measured once per model and machine where None.
         batch_size: images a batch; measured likewise.
 
@@ -75,12 +76,14 @@ class Call:
         load: Callable[[int], Tensor] | None = None,
         *,
         files: Sequence[Path] = (),
+        decoded: Mapping[int, LoadedImage] = NOTHING,
         precision: str | None = None,
         batch_size: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
-        self.task, self.model, self.settings, self.files = task, model, settings, list(files)
+        self.task, self.model, self.settings = task, model, settings
+        self.files, self.decoded = list(files), decoded
         self.sizes, self.load = list(sizes), load
         self.sources = list(range(len(self.sizes)))
         self.inputs: dict[str, Any] = {}
@@ -354,7 +357,7 @@ def masks_of(mask: Any, call: Call) -> list[Tensor]:
     found: dict[Any, Tensor] = {}
     rows = []
     for place, size in enumerate(call.sizes):
-        given = mask[place] if one_each else mask
+        given: Any = mask[place] if one_each else mask
         key = (place if one_each else 0, size)
         if key not in found:
             if isinstance(given, np.ndarray):
@@ -415,7 +418,7 @@ class MaskSource:
             # Keyed by the image's contents, not its place: the same image has the same hole in any company.
             generators = image_generators(self.seed, [int(sha256(file)[:8], 16)])
             return random_patch_masks(generators, size=size, side=self.patch, border=min(size) // 8)[0]
-        return mask_from_alpha(file)
+        return mask_from_alpha(call.decoded.get(source, file))
 
     def record(self, call: Call) -> dict[str, Any]:
         """What decides the masks, for ``settings.json``."""

@@ -54,17 +54,17 @@ def state(batch: Batch) -> Stated:
         batch.model, straight_through=settings.straight_through, precision=batch.precision, batch_size=batch.batch_size
     )
     objective = settings.activation * Activation(batch.network(features), unit)
-    constraint, finish = None, None
+    constraint, soft = None, None
     if settings.only_inside:
         soft = faded(region, settings.feather * max(batch.size) / batch.side)
         constraint = Inside(batch.ball(), soft.to(batch.device))
-
-        def finish(result: Tensor) -> Tensor:
-            return torch.lerp(images, result.cpu(), soft)
-
     else:
         outside = (1 - region).to(batch.device)
         objective = objective + settings.penalty * Distance(images.to(batch.device), outside)
+
+    def finish(result: Tensor) -> Tensor:
+        return result.cpu() if soft is None else torch.lerp(images, result.cpu(), soft)
+
     where = torch.stack(regions).amax(0)
     given = {"region": images * (0.35 + 0.65 * where)}
     return batch.stated(images, objective, constraint=constraint, finish=finish, given=given)
