@@ -126,7 +126,8 @@ class Streamed:
             fitting = [n for n in range(1, self.substreams + 1) if self.substreams % n == 0]
             raise UserError(
                 f"expected a number of processes that divides the {self.substreams} substreams of a stream in "
-                f"batches of {self.part}, got {workers.size}; start {', '.join(map(str, fitting))}, or choose another --batch-size"
+                f"batches of {self.part}, got {workers.size}; start {', '.join(map(str, fitting))}, or choose another "
+                "--batch-size"
             )
         share = self.substreams // workers.size
         self.mine = list(range(workers.rank * share, (workers.rank + 1) * share))

@@ -28,8 +28,8 @@ class TrainSettings:
     In the many dimensions of an image a start uniform in an l2 ball lies near its edge and at a right angle to the
     gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. One
     from the image itself is nearly as strong as PGD-20 at no cost: ``random_start = false`` (the losses are in
-    docs/log/training-recipes.md). For linf keep the random start: one-step training collapses sooner without (Wong et al.
-    2020).
+    docs/log/training-recipes.md). For linf keep the random start: one-step training collapses sooner without (Wong et
+    al. 2020).
 
     Attributes:
         architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
