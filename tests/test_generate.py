@@ -248,7 +248,7 @@ def test_bad_labels(tiny, labels, message):
 
 
 @pytest.mark.parametrize(
-    "labels", [None, [None], {"cat": 1}, [[0], [1, 2]], "shp", ["cat", "shp"], ["cat", 3], object()]
+    "labels", [None, [None], {"cat": 1}, [[0], [1, 2]], "shp", ["cat", "shp"], ["cat", 3], ["cat", None], object()]
 )
 def test_what_is_no_label_is_refused(tiny, labels):
     with pytest.raises(UserError, match=r"label|class"):
@@ -257,7 +257,13 @@ def test_what_is_no_label_is_refused(tiny, labels):
 
 def test_classes_go_by_name_or_number(tiny):
     numbers = generate(tiny, [0, 1], **FIXED)
-    for labels in (["cat", "ship"], ("cat", 1), np.array([0, 1]), torch.tensor([0, 1], dtype=torch.uint8)):
+    for labels in (
+        ["cat", "ship"],
+        ("cat", 1),
+        ["cat", np.int64(1)],
+        np.array([0, 1]),
+        torch.tensor([0, 1], dtype=torch.uint8),
+    ):
         assert torch.equal(generate(tiny, labels, **FIXED), numbers)
     for label in ("ship", 1, np.int64(1), torch.tensor(1), ["ship"]):
         assert torch.equal(generate(tiny, label, **FIXED), generate(tiny, [1], **FIXED))

@@ -236,6 +236,15 @@ WRONG = [
     ("translate", ["--to", "zebra"], "zebra"),
     ("refine", ["--label", "zebra"], "zebra"),
     ("upscale", ["--factor", "0.5"], "factor"),
+    ("upscale", ["--factor", "nan"], "factor"),
+    ("upscale", ["--factor", "many"], "many"),
+    ("inpaint", ["--patch", "0"], "--patch"),
+    ("inpaint", ["--patch", "500"], "500"),
+    ("inpaint", ["--patch", "5", "--seed", "-1"], "seed of 0 or more"),
+    ("sketch", ["--label", "cat", "--texture", "0.3", "--seed", "-1"], "seed of 0 or more"),
+    ("translate", ["--to", ","], "one or more classes"),
+    ("paint", ["--unit", "3,5", "--mask", "1,1,4,4", "--mask", "2,2,4,4", "--mask", "3,3,4,4"], "each of 2 units"),
+    ("paint", ["--unit", ",", "--mask", "1,1,4,4"], "units"),
 ]
 
 

@@ -473,3 +473,80 @@ def test_classes_go_by_name_or_number(task, name, tiny):
     assert call(task, tiny, images, **{name: "ship"}).equal(call(task, tiny, images, **{name: 1}))
     with pytest.raises(UserError, match="did you mean 'ship'"):
         call(task, tiny, images, **{name: "shp"})
+
+
+def test_a_mask_may_be_of_many_kinds_and_one_an_image(tiny, tmp_path):
+    images, first, second = images_of(2), hole(16, 16), hole(16, 16).flip(2)
+    given = {"steps": 2, "batch_size": 2, "precision": "float32"}
+    each = [rs.inpaint(tiny, images[i : i + 1], 1, mask=mask, **given) for i, mask in enumerate((first, second))]
+    expected = torch.cat(each)
+    save_png(tmp_path / "mask.png", (255 * second[0, :, :, None]).byte().numpy())
+    with Image.open(tmp_path / "mask.png") as opened:
+        kinds = [second, second.bool(), second.numpy(), second[0].numpy(), tmp_path / "mask.png", opened.copy()]
+    for kind in kinds:
+        assert rs.inpaint(tiny, images, 1, mask=[first, kind], **given).equal(expected)
+    assert rs.inpaint(tiny, images, 1, mask=torch.stack([first, second]), **given).equal(expected)
+    of_one = rs.inpaint(tiny, images, 1, mask=first, **given)
+    assert rs.inpaint(tiny, images, 1, mask=first[0].numpy(), **given).equal(of_one)
+    mixed = rs.inpaint(tiny, [images[0], images_of(1, 12, 20)[0]], 1, mask=[first, hole(12, 20)], **given)
+    assert [tuple(made.shape) for made in mixed] == [(3, 16, 16), (3, 12, 20)]
+    assert mixed[0].equal(expected[0])
+
+
+WRONG_MASKS = {
+    "none": None,
+    "a number": 3,
+    "a missing file": "nowhere.png",
+    "none at all": [],
+    "too many of a list": [hole(16, 16)] * 3,
+    "too many": torch.stack([hole(16, 16)] * 3),
+    "an array of another size": np.zeros((15, 16)),
+    "an array of grey": np.full((16, 16), 0.5),
+    "an object": object(),
+}
+
+
+@pytest.mark.parametrize("mask", WRONG_MASKS.values(), ids=WRONG_MASKS)
+@pytest.mark.parametrize("task", ["inpaint", "paint"])
+def test_what_is_no_mask_is_refused(task, mask, tiny):
+    with pytest.raises(UserError, match=r"mask|image"):
+        call(task, tiny, images_of(2), mask=mask)
+
+
+@pytest.mark.parametrize("unit", [None, "eye", 3.7, [[1, 2]], {}, object()])
+def test_what_is_no_unit_is_refused(unit, tiny):
+    with pytest.raises(UserError, match=r"unit|mask"):
+        rs.paint(tiny, images_of(1), unit, mask=hole(16, 16), steps=1)
+
+
+@pytest.mark.parametrize("factor", [None, "2", True, [2]])
+def test_what_is_no_factor_is_refused(factor, tiny):
+    with pytest.raises(UserError, match="factor"):
+        rs.upscale(tiny, images_of(1), factor=factor, steps=1)
+
+
+@pytest.mark.parametrize("seed", [None, "3", 1.5, True, -1])
+def test_what_is_no_seed_is_refused(seed, tiny):
+    with pytest.raises(UserError, match="seed"):
+        rs.generate(tiny, [0], seed=seed, steps=1)
+    with pytest.raises(UserError, match="seed"):
+        rs.sketch(tiny, images_of(1), 1, seed=seed, texture=0.3, steps=1)
+
+
+@pytest.mark.parametrize(
+    "label", [object(), {}, ["cat", None], [None, None], [[0], [1]], "shp", True, [True, False], 1.0]
+)
+@pytest.mark.parametrize("task", ["translate", "refine"])
+def test_what_is_no_class_is_refused(label, task, tiny):
+    with pytest.raises(UserError, match=r"label|class"):
+        call(task, tiny, images_of(2), **{"targets" if task == "translate" else "labels": label})
+
+
+def test_predictions_are_of_any_kind_of_image(tiny, tmp_path):
+    images = images_of(3, 20, 30)
+    found = rs.predict(tiny, images)
+    assert found.shape == (3,)
+    assert found.dtype == torch.int64
+    assert torch.cat([rs.predict(tiny, image) for image in images]).equal(found)
+    assert rs.predict(tiny, list(images)).equal(found)
+    assert rs.predict(tiny, []).shape == (0,)

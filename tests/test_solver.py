@@ -215,6 +215,18 @@ def test_leaving_in_the_middle_keeps_what_is_finished_and_marks_the_rest(task, w
             assert image.equal(previews[index, left[1]])
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_leaving_a_hundred_images_in_the_middle(way, tiny):
+    labels, how = [i % 3 for i in range(100)], {"precision": "float32", "batch_size": 8, "steps": 2}
+    whole = rs.generate(tiny, labels, **how)
+    results = Results(range(100))
+    with contextlib.nullcontext() if WAYS[way] is None else pytest.raises(WAYS[way]):
+        leave(rs.generate_steps(tiny, labels, **how), results, lambda p: 50 in p.indices and p.step == 1, WAYS[way])
+    counts = Counter(state.status for state in results.states())
+    assert counts == {FINISHED: 48, STOPPED: 8, NOT_BEGUN: 44}
+    assert torch.stack([results.images[i] for i in range(48)]).equal(whole[:48])
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_folder) -> Callable[[str], tuple[Tensor, dict[tuple[int, int], Tensor]]]:
     """A task's results, and each image's preview after each number of steps."""

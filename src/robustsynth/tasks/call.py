@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from robustsynth.constraints import Constraint, ball
@@ -322,7 +323,7 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
     if isinstance(labels, str):
         labels = model.class_index(labels)
     elif isinstance(labels, (list, tuple)) and any(isinstance(label, str) for label in labels):
-        labels = [model.class_index(label) for label in labels]
+        labels = [model.class_index(str(label)) for label in labels]
     try:
         labels = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -362,8 +363,12 @@ def masks_of(mask: Any, call: Call) -> list[Tensor]:
         if key not in found:
             if isinstance(given, np.ndarray):
                 given = torch.from_numpy(given[None] if given.ndim == 2 else given)
-            elif not isinstance(given, Tensor):
+            elif isinstance(given, (str, Path, Image.Image)):
                 given = load_mask(given, size)
+            elif not isinstance(given, Tensor):
+                raise UserError(
+                    f"expected a mask as a tensor, an array, a file or a Pillow image, got {type(given).__name__}"
+                )
             found[key] = check_mask(given, torch.empty(1, 1, *size))[0].float().cpu()
         rows.append(found[key])
     return rows

@@ -49,7 +49,7 @@ def check_targets(targets: Tensor | Sequence[int | str] | int | str, model: Clas
     """
     named = [targets] if isinstance(targets, str) else targets
     if isinstance(named, (list, tuple)) and any(isinstance(target, str) for target in named):
-        named = [model.class_index(target) for target in named]
+        named = [model.class_index(str(target)) for target in named]
     try:
         found = torch.atleast_1d(torch.as_tensor(named).cpu())
     except (TypeError, ValueError, RuntimeError):
