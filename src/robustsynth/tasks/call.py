@@ -26,7 +26,7 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
 from robustsynth.solver import Progress, Stated, solve
-from robustsynth.tasks.settings import NOTHING, ImageSettings
+from robustsynth.tasks.settings import ImageSettings
 from robustsynth.tasks.task import REQUIRED, Task
 from robustsynth.views import Shifted, Viewed, check_size, choose_views, size_ratio
 
@@ -77,14 +77,14 @@ class Call:
         load: Callable[[int], Tensor] | None = None,
         *,
         files: Sequence[Path] = (),
-        decoded: Mapping[int, LoadedImage] = NOTHING,
+        decoded: Mapping[int, LoadedImage] | None = None,
         precision: str | None = None,
         batch_size: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
         self.task, self.model, self.settings = task, model, settings
-        self.files, self.decoded = list(files), decoded
+        self.files, self.decoded = list(files), decoded or {}
         self.sizes, self.load = list(sizes), load
         self.sources = list(range(len(self.sizes)))
         self.inputs: dict[str, Any] = {}

@@ -194,7 +194,7 @@ def number_input(
     def check(value: Any, call: Call) -> Any:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
             raise UserError(f"expected {name} as {'a whole' if kind is int else 'a'} number, got {value!r}")
-        return kind(value)
+        return kind(value)  # pyright: ignore[reportArgumentType]
 
     def read(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
         return options[name], {name: options[name]}
