@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=None, help="the model's own by default")
     options = parser.parse_args()
     model = rs.load_model(options.model)
-    twin = model.synthesizer(batch_size=50)
+    frozen = model.frozen(batch_size=50)
     assert model.card is not None
     eps = options.eps or model.card.threat_model["eps"]
     data = rs.load_data(options.data, "test", image_size=model.image_size, channels=model.channels)
@@ -50,10 +50,10 @@ def main() -> None:
             if steps:
                 begin = [stream] * len(images) if random else None
                 images = adversarial_images(
-                    twin, images, labels, norm="l2", eps=eps, step_size=length, steps=steps, random_start=begin
+                    frozen, images, labels, norm="l2", eps=eps, step_size=length, steps=steps, random_start=begin
                 )
             with torch.no_grad():
-                logits = twin(images)
+                logits = frozen(images)
             losses += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
         print(f"| {name} | {losses / len(order):.2f} | {100 * right / len(order):.1f} |", flush=True)

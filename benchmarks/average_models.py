@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustsynth.data import hold_out, load_data
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model, save_model
+from robustsynth.models.store import load_model, save_model
 from robustsynth.training.attack import adversarial_images
 
 

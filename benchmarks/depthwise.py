@@ -3,7 +3,7 @@
     python benchmarks/depthwise.py [--batch-size 128] [--rounds 5]
 
 The layers are MobileNetV2's on CIFAR-10 that have another side or stride, forward and backward, in turns; each one's
-best time counts. Strided ones in bfloat16 are what `robustsynth.models.depthwise` is there for.
+best time counts. Strided ones in bfloat16 are what `robustsynth.models.layers` is there for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import time
 import torch
 from torch import nn
 
-from robustsynth.models.depthwise import DepthwiseConv2d
 from robustsynth.models.execution import machine_name, processor_kind
+from robustsynth.models.layers import DepthwiseConv2d
 
 LAYERS = ((192, 32, 1), (144, 32, 2), (192, 16, 2), (576, 8, 2))
 """Channels, side and stride."""

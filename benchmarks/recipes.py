@@ -28,7 +28,7 @@ from robustsynth.data import ImageData, load_data
 from robustsynth.evaluation.accuracy import evaluate_accuracy
 from robustsynth.files import write_json, written_beside
 from robustsynth.models.execution import machine_name, processor_kind
-from robustsynth.models.files import chosen_device, load_model
+from robustsynth.models.store import chosen_device, load_model
 from robustsynth.training.checkpoints import CHECKPOINT
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.trainer import Trainer

@@ -28,12 +28,12 @@ from robustsynth.sheet import in_rows, sheet
 
 def judged(judge: Any, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, K) and features (N, D) of images, in float32."""
-    twin = judge.synthesizer(precision="float32")
+    frozen = judge.frozen(precision="float32")
     probabilities, features = [], []
     with torch.no_grad():
         for part in images.split(200):
-            probabilities.append(twin(part).softmax(1))
-            features.append(twin.features(part))
+            probabilities.append(frozen(part).softmax(1))
+            features.append(frozen.features(part))
     return torch.cat(probabilities).double().numpy(), torch.cat(features).double().numpy()
 
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustsynth as rs
-from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import machine_name, processor_kind
+from robustsynth.models.networks import build_network
 
 EPS, STEP_SIZE = 30.0, 0.5
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -113,7 +113,7 @@ def main() -> None:
             started = time.perf_counter()
             loop()
             seconds[name] = min(seconds[name], (time.perf_counter() - started) / options.steps)
-    execution = model.synthesizer().execution
+    execution = model.frozen().execution
     print(f"{machine_name()} ({processor_kind()}), torch {torch.__version__}")
     print(f"ResNet-18 of width {options.width}, {options.images} images, {options.steps} steps")
     print(f"robustsynth chose {execution.precision}, {execution.batch_size} images a batch\n")

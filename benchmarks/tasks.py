@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from robustsynth.tasks.running import predict
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
@@ -29,7 +30,6 @@ from robustsynth.models.class_names import matching_class
 from robustsynth.randomness import image_generators
 from robustsynth.resampling import back_project, resample
 from robustsynth.sheet import in_rows, sheet
-from robustsynth.tasks.running import predict
 
 
 def interval(values: Tensor, digits: int = 2) -> str:
@@ -166,7 +166,7 @@ def sketches(bench: Bench) -> None:
     if bench.sketches is None:
         return
     files = sorted(Path(bench.sketches).glob("*.png"))
-    labels = [matching_class_or_none(file.stem, bench.model.classes) for file in files]
+    labels = [matching_class(file.stem, bench.model.classes, bench.model.aliases) for file in files]
     known = [(file, label) for file, label in zip(files, labels, strict=True) if label is not None]
     drawings = as_tensor([read_image(file).pixels for file, _ in known])
     wanted = torch.tensor([label for _, label in known])
@@ -176,13 +176,6 @@ def sketches(bench: Bench) -> None:
     names = ", ".join(f"{file.stem} → {bench.model.classes[label]}" for file, label in known)
     table("sketches", ["recognised", "l2 change", "s an image"], [[names, share(hits), interval(change), seconds]])
     bench.sheet("sketch", drawings, made)
-
-
-def matching_class_or_none(name: str, classes: tuple[str, ...]) -> int | None:
-    try:
-        return matching_class(name, classes)
-    except rs.UserError:
-        return None
 
 
 def painting(bench: Bench) -> None:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from robustsynth.data import load_data
 from robustsynth.memory import keep_freed_memory
-from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import machine_name, processor_kind
+from robustsynth.models.networks import build_network
 from robustsynth.training.attack import AttackNetwork
 from robustsynth.training.data import augment
 from robustsynth.training.settings import TrainSettings, resolve_train_settings

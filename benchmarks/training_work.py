@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustsynth.files import written_beside
-from robustsynth.models.architectures import build_network
+from robustsynth.models.networks import build_network
 from robustsynth.training.settings import TrainSettings, resolve_train_settings
 
 BEGIN, END = "<!-- work: begin -->", "<!-- work: end -->"

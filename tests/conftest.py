@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from robustsynth.data import ImageData, load_data
-from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model, save_model
+from robustsynth.models.networks import build_network
+from robustsynth.models.store import load_model, save_model
 from robustsynth.seeds import fit_class_seeds
 from robustsynth.training.trainer import Trainer
 

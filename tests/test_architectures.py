@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conftest import WITHOUT_RELU, random_statistics
-from robustsynth.models.architectures import ARCHITECTURES, build_network, standard_width
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.mobilenet import ClippedReLU
+from robustsynth.models.networks import ARCHITECTURES, build_network, standard_width
+from robustsynth.models.networks.mobilenet import ClippedReLU
 from robustsynth.models.representation import feature_network, last_linear
 
 PARAMETERS = {
@@ -303,11 +303,11 @@ def test_everything_works_on_every_architecture(name, size):
         near(model(images[1:2]), logits[1:2])
     near(gradient(model, images[1:2]), grad[1:2])
 
-    twin = model.synthesizer(precision="float32", batch_size=4)
+    frozen = model.frozen(precision="float32", batch_size=4)
     with torch.no_grad():
-        near(twin(images), logits)
-        near(twin.features(images), features, share=1e-5)
-    near(gradient(twin, images), grad)
+        near(frozen(images), logits)
+        near(frozen.features(images), features, share=1e-5)
+    near(gradient(frozen, images), grad)
 
     representation = feature_network(model, precision="float32", batch_size=4)
     # The last thing before the representation is a ReLU.
@@ -321,7 +321,7 @@ def test_everything_works_on_every_architecture(name, size):
 def test_reduced_precision_points_the_same_way(name):
     model, images = classifier(name, 32), pictures(32).float()
     exact = gradient(model, images)
-    reduced = gradient(model.synthesizer(precision="bfloat16", batch_size=4), images)
+    reduced = gradient(model.frozen(precision="bfloat16", batch_size=4), images)
     # Untrained narrow networks of many layers lose much, of a hundred all: this asks that nothing is broken, not that
     # it is exact. The blocks of those left out are those of a resnet50.
     assert float(F.cosine_similarity(exact.flatten(), reduced.flatten(), dim=0)) > 0.8
@@ -337,7 +337,7 @@ def test_dropout_matters_in_training_only(name, size):
         for dropout in dropouts:
             dropout.p = 0.9
         assert torch.equal(model(images), before)
-        near(classifier(name, size).double().synthesizer(precision="float32", batch_size=4)(images), before)
+        near(classifier(name, size).double().frozen(precision="float32", batch_size=4)(images), before)
         for dropout in dropouts:
             dropout.train()
         assert not torch.allclose(model(images), before)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustsynth.models.architectures import ARCHITECTURES, build_network
+from robustsynth.models.networks import ARCHITECTURES, build_network
 from robustsynth.training.attack import AttackNetwork
 
 NARROW = {"wide-resnet34-20": 2, "wide-resnet70-16-silu": 1}

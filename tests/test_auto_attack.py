@@ -21,13 +21,12 @@ from torch import nn
 
 from robustsynth.cli import main
 from robustsynth.errors import UserError
-from robustsynth.evaluation import auto_attack, auto_run
-from robustsynth.evaluation.accuracy import evaluate_accuracy
-from robustsynth.evaluation.auto_attack import STANDARD, AutoAttacker, attacks_for, forward_passes
-from robustsynth.evaluation.auto_run import AutoResult, AutoRun, fingerprint
+from robustsynth.evaluation import accuracy, auto_attack
+from robustsynth.evaluation.accuracy import EvaluationResult, EvaluationRun, drawn, evaluate_accuracy, fingerprint
+from robustsynth.evaluation.auto_attack import STANDARD, AutoAttack, attacks_for, forward_passes
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.processes import Workers
 
 SIDE = 8
@@ -96,8 +95,8 @@ def test_every_attack_runs_and_finds_something(short: None, norm: str, classes: 
     model = random_classifier(classes, channels)
     images, labels = pictures(model, 12)
     x, y = tensors(images, labels)
-    attacker = AutoAttacker(model, norm=norm, eps=0.3 if norm == "l2" else 0.02)
-    x, y = x[attacker.right(x, y)], y[attacker.right(x, y)]
+    attacker = AutoAttack(model, norm=norm, eps=0.3 if norm == "l2" else 0.02)
+    x, y = x[attacker.correct(x, y)], y[attacker.correct(x, y)]
     before = torch.random.get_rng_state()
     for name in attacks_for(classes):
         held, warnings = attacker.survivors(name, x, y, seed=1)
@@ -126,8 +125,8 @@ def test_a_plane_gives_the_closed_form(short: None, norm: str) -> None:
     margin = torch.where(y == 0, logits[:, 0] - logits[:, 1], logits[:, 1] - logits[:, 0])
     away = margin / (w.norm() if norm == "l2" else w.abs().sum())
     eps = float(away[away > 0].median()) * 1.001
-    attacker = AutoAttacker(model, norm=norm, eps=eps)
-    right = attacker.right(x, y)
+    attacker = AutoAttack(model, norm=norm, eps=eps)
+    right = attacker.correct(x, y)
     assert torch.equal(right, away > 0)
     for name in attacks_for(2):
         found, _ = attacker.survivors(name, x[right], y[right], seed=0)
@@ -164,7 +163,7 @@ def test_an_adversarial_image_is_looked_at_again(
 
     monkeypatch.setattr(auto_attack, "load_package", lambda: SimpleNamespace(AutoAttack=Package))
     model = Classifier.wrap(Bright(), classes=2, mean=[0.0], std=[1.0], image_size=SIDE)
-    attacker = AutoAttacker(model, norm="linf", eps=0.3)
+    attacker = AutoAttack(model, norm="linf", eps=0.3)
     x, y = torch.full((3, 1, SIDE, SIDE), 0.5), torch.zeros(3, dtype=torch.int64)
     held, _ = attacker.survivors("apgd-ce", x, y, seed=0)
     assert held.tolist() == [not believed] * 3
@@ -180,8 +179,8 @@ def test_what_the_package_warns_of_is_kept(short: None) -> None:
 
     model = Classifier.wrap(Rounded(), classes=4, mean=[0.0], std=[1.0], image_size=SIDE)
     x, y = tensors(*pictures(model, 10))
-    attacker = AutoAttacker(model, norm="linf", eps=0.01)
-    right = attacker.right(x, y)
+    attacker = AutoAttack(model, norm="linf", eps=0.01)
+    right = attacker.correct(x, y)
     _, warnings = attacker.survivors("apgd-t", x[right], y[right], seed=0)
     assert any("zero gradient" in text for text in warnings)
     assert not any("flags_doc" in text for text in warnings)
@@ -190,7 +189,7 @@ def test_what_the_package_warns_of_is_kept(short: None) -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(UserError, match=r"robustsynth\[eval\].*--attack apgd"):
-        AutoAttacker(random_classifier(4), norm="l2", eps=0.5)
+        AutoAttack(random_classifier(4), norm="l2", eps=0.5)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_does_not_fit_is_told(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        AutoAttacker(random_classifier(4), **({"norm": "l2", "eps": 0.5} | change))
+        AutoAttack(random_classifier(4), **({"norm": "l2", "eps": 0.5} | change))
 
 
 # Runs
@@ -209,7 +208,7 @@ class Pretended:
 
     def __init__(self) -> None:
         fallen = range(0, 40), range(40, 60), range(60, 70), range(70, 72)
-        self.fells = dict(zip(STANDARD, fallen, strict=True))
+        self.fells: dict[str, range] = dict(zip(STANDARD, fallen, strict=True))
         self.calls: list[tuple[str, int, int]] = []
         self.stop_at: int | None = None
 
@@ -229,10 +228,10 @@ class Pretended:
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     attacks = Pretended()
     monkeypatch.setattr(
-        AutoAttacker, "survivors", lambda self, name, x, y, *, seed: attacks(self, name, x, y, seed=seed)
+        AutoAttack, "survivors", lambda self, name, x, y, *, seed, numbers: attacks(self, name, x, y, seed=seed)
     )
     monkeypatch.setattr(auto_attack, "load_package", lambda: None)
-    monkeypatch.setattr(auto_run, "package_version", lambda: "pretended")
+    monkeypatch.setattr(auto_attack, "package_version", lambda: "pyautoattack pretended")
     return attacks
 
 
@@ -250,8 +249,10 @@ def numbered(count: int = 100) -> tuple[Classifier, np.ndarray, np.ndarray]:
     return model, images, np.zeros(count, np.int64)
 
 
-def start(folder: Path | None, **change: Any) -> AutoRun:
-    return AutoRun(*numbered(), **({"norm": "l2", "eps": 0.5, "batch_size": 16, "folder": folder} | change))
+def start(folder: Path | None, *, num: int | None = None, **change: Any) -> EvaluationRun:
+    model, images, labels = numbered()
+    attack = AutoAttack(model, **({"norm": "l2", "eps": 0.5, "batch_size": 16} | change))
+    return EvaluationRun(attack, images, labels, drawn(len(images), num, attack.seed), folder=folder)
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def contents(folder: Path) -> dict[str, Any]:
 def test_the_breakdown(pretended: Pretended, tmp_path: Path) -> None:
     heard: list[float] = []
     result = start(tmp_path).run(on_images=heard.append)
-    assert result == AutoResult(
+    assert result == EvaluationResult(
         eps=0.5,
         wanted=100,
         done=100,
@@ -269,7 +270,7 @@ def test_the_breakdown(pretended: Pretended, tmp_path: Path) -> None:
         left={"apgd-ce": 48, "apgd-t": 28, "fab-t": 18, "square": 16},
         warnings=tuple(f"{name} warns" for name in STANDARD),
     )
-    assert (result.robust.right, result.robust.total, result.complete) == (16, 100, True)
+    assert (result.robust.correct, result.robust.total, result.complete) == (16, 100, True)
     assert sum(heard) == pytest.approx(100)
     assert min(heard) > 0
     assert len(heard) > 4 * 7  # Within attacks as well.
@@ -336,7 +337,7 @@ def test_a_larger_run_goes_on_from_a_smaller(pretended: Pretended) -> None:
 def test_other_settings_are_another_run(pretended: Pretended, tmp_path: Path, change: dict[str, Any]) -> None:
     assert start(None, **change).folder != start(None).folder
     start(tmp_path).run()
-    with pytest.raises(UserError, match=f"same {next(iter(change))}.*--out"):
+    with pytest.raises(UserError, match=f"\\({next(iter(change))}.*--out"):
         start(tmp_path, **change).run()
 
 
@@ -349,7 +350,7 @@ def test_the_model_and_the_data_name_the_run() -> None:
     images, labels = pictures(model, 30)
     changed = images.copy()
     changed[7] = 0
-    prints = {auto_run.data_fingerprint(*pair) for pair in ((images, labels), (changed, labels), (images, labels + 1))}
+    prints = {accuracy.data_fingerprint(*pair) for pair in ((images, labels), (changed, labels), (images, labels + 1))}
     assert len(prints) == 3
 
 
@@ -360,9 +361,9 @@ def test_shared_among_processes_it_is_the_same(
     """Each process does every n-th batch; there may be more processes than batches."""
     alone = start(tmp_path / "alone").run()
     monkeypatch.setattr(Workers, "total", lambda self, counts: list(counts))
-    for rank in reversed(range(size)):
-        result = start(tmp_path / "shared").run(workers=Workers(rank, size))
-    assert result == alone
+    runs = [start(tmp_path / "shared") for _ in range(size)]
+    results = [runs[rank].run(workers=Workers(rank, size)) for rank in reversed(range(size))]
+    assert results[-1] == alone
     assert contents(tmp_path / "alone") == contents(tmp_path / "shared")
 
 
@@ -376,8 +377,26 @@ def test_no_more_than_a_batch_is_read_at_a_time(pretended: Pretended, tmp_path: 
             asked.append(len(found) if np.ndim(found) == 4 else 1)
             return np.asarray(found)
 
-    AutoRun(model, images.view(Map), labels, norm="l2", eps=0.5, batch_size=8, folder=tmp_path).run()
+    attack = AutoAttack(model, norm="l2", eps=0.5, batch_size=8)
+    EvaluationRun(attack, images.view(Map), labels, np.arange(len(images)), folder=tmp_path).run()
     assert max(asked) == 8
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"eps": 0.25}'])
+def test_a_folder_of_0_1_0_is_gone_on_with_or_refused(pretended: Pretended, tmp_path: Path, damage: str | None) -> None:
+    """It had ``run.json`` in place of ``settings.json``."""
+    first = start(tmp_path).run()
+    settings = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
+    record = {name: value for name, value in settings.items() if name not in ("task", "versions")}
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "run.json").write_text(damage or json.dumps(record), encoding="utf-8")
+    pretended.calls.clear()
+    if damage is None:
+        assert start(tmp_path).run() == first
+        assert not pretended.calls
+    else:
+        with pytest.raises(UserError, match=r"holds batch-.* without settings\.json; choose another --out"):
+            start(tmp_path).run()
 
 
 # The command line
@@ -423,7 +442,7 @@ def test_the_command_prints_what_each_attack_left(
     assert (names[0], names[-1], lines[-1]) == ("clean", "AutoAttack l2 at eps 0.5", "AutoAttack, 18 images")
     assert "AutoAttack, 18 images, l2 at eps 0.5, 9 targets" not in result.stderr
     assert "float32" in result.stderr
-    assert (tmp_path / "run" / "run.json").exists()
+    assert (tmp_path / "run" / "settings.json").exists()
     found = ModelCard.load(digits_copy).accuracies["auto"]
     assert found["attack"].startswith("AutoAttack, standard version of pyautoattack")
     assert [row["eps"] for row in found["rows"]] == [0.0, 0.5]
@@ -447,7 +466,7 @@ def test_stopped_it_says_what_is_known_and_how_to_go_on(
     pretended: Pretended, digits_copy: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = iter([True] * 99)
-    monkeypatch.setattr(AutoAttacker, "right", lambda self, x, y: torch.tensor([next(labels) for _ in x]))
+    monkeypatch.setattr(AutoAttack, "correct", lambda self, x, y: torch.tensor([next(labels) for _ in x]))
     pretended.stop_at = 4
     result = evaluate(digits_copy, data, "--eps", "0.5", "--batch-size", 5)
     assert result.exit_code == 130
@@ -461,11 +480,11 @@ def test_stopped_it_says_what_is_known_and_how_to_go_on(
 
 
 def test_square_that_finds_more_is_a_sign() -> None:
-    from robustsynth.cli.evaluate_rows import warnings_of
+    from robustsynth.cli.evaluate import _warnings_of
 
     left = {"apgd-ce": 70, "apgd-t": 60, "fab-t": 60, "square": 50}
-    assert "gradients" in warnings_of(AutoResult(0.5, 100, 100, 90, left))[0]
-    assert not warnings_of(AutoResult(0.5, 100, 100, 90, left | {"square": 60}))
+    assert "gradients" in _warnings_of(EvaluationResult(0.5, 100, 100, 90, left))[0]
+    assert not _warnings_of(EvaluationResult(0.5, 100, 100, 90, left | {"square": 60}))
 
 
 @pytest.mark.parametrize(
@@ -506,13 +525,19 @@ def test_two_processes_equal_one(digits_folder: Path, data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_pgd(digits_folder: Path, data: Path) -> None:
+def test_two_processes_equal_one_with_pgd(digits_folder: Path, data: Path, tmp_path: Path) -> None:
     command = ["-m", "robustsynth", "evaluate", "--model", str(digits_folder), "--data", str(data), "--device", "cpu"]
     command += ["--eps", "0.1,0.5", "--precision", "float32", "--batch-size", "8", "--num-images", "15"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     found = [
-        subprocess.run([*begin, *command], capture_output=True, text=True, env=environment, check=False)
+        subprocess.run(
+            [*begin, *command, "--out", str(tmp_path / str(len(begin)))],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
         for begin in ([sys.executable], two)
     ]
     assert [each.returncode for each in found] == [0, 0], found[1].stderr
@@ -538,6 +563,6 @@ def test_never_above_pgd_and_apgd(name: str, tiny: Classifier, tmp_path: Path) -
         evaluate_accuracy(model, images, labels, norm=norm, eps=[eps], attack=attack, precision="float32", batch_size=8)
         for attack in ("pgd", "apgd")
     ]
-    result = AutoRun(model, images, labels, norm=norm, eps=eps, folder=tmp_path).run()
-    assert result.robust.right <= min(rows[1].right for rows in ours)
-    assert result.clean == ours[0][0].right
+    result = EvaluationRun(AutoAttack(model, norm=norm, eps=eps), images, labels, np.arange(24), folder=tmp_path).run()
+    assert result.robust.correct <= min(rows[1].correct for rows in ours)
+    assert result.clean == ours[0][0].correct

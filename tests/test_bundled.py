@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import robustsynth as rs
+from robustsynth.tasks.table import TASKS
 
 
 def recognised(judge: rs.Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -14,25 +15,25 @@ def recognised(judge: rs.Classifier, images: torch.Tensor, labels: torch.Tensor)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
-def test_a_twin_recognises_what_the_robust_one_draws(name: str) -> None:
-    drawing, twin = rs.load_model(name, device="cpu"), rs.load_model(f"{name}-standard", device="cpu")
+def test_the_standard_one_recognises_what_the_robust_one_draws(name: str) -> None:
+    drawing, standard = rs.load_model(name, device="cpu"), rs.load_model(f"{name}-standard", device="cpu")
     labels = torch.arange(10).repeat(4)
-    assert recognised(twin, rs.generate(drawing, labels, precision="float32"), labels) >= 0.9
+    assert recognised(standard, rs.generate(drawing, labels, precision="float32"), labels) >= 0.9
 
 
-def test_the_robust_one_does_not_recognise_what_its_twin_draws() -> None:
+def test_the_robust_one_does_not_recognise_what_the_standard_one_draws() -> None:
     # Not on MNIST, whose class normals alone are already digits.
-    drawing, twin = rs.load_model("cifar10", device="cpu"), rs.load_model("cifar10-standard", device="cpu")
+    drawing, standard = rs.load_model("cifar10", device="cpu"), rs.load_model("cifar10-standard", device="cpu")
     labels = torch.arange(10).repeat(4)
-    settings = rs.resolve_generate(drawing)
+    settings = TASKS["generate"].resolve(drawing)
     shared = {"eps": settings.eps, "step_size": settings.step_size, "steps": settings.steps}
-    # The twin convinces itself, but not the robust one.
-    fooled = rs.generate(twin, labels, seed=0, precision="float32", **shared)
-    assert recognised(twin, fooled, labels) >= 0.9
+    # The standard classifier convinces itself, but not the robust one.
+    fooled = rs.generate(standard, labels, seed=0, precision="float32", **shared)
+    assert recognised(standard, fooled, labels) >= 0.9
     assert recognised(drawing, fooled, labels) <= 0.6
 
 
-def test_precisions_draw_the_same_pictures() -> None:
+def test_precisions_draw_the_same_images() -> None:
     model = rs.load_model("cifar10", device="cpu")
     labels = torch.arange(10)
     exact = rs.generate(model, labels, precision="float32", batch_size=10)
@@ -41,7 +42,7 @@ def test_precisions_draw_the_same_pictures() -> None:
     assert not torch.equal(exact, reduced)
 
 
-def test_every_picture_stays_in_its_ball() -> None:
+def test_every_image_stays_in_its_ball() -> None:
     model = rs.load_model("cifar10", device="cpu")
     labels = torch.tensor([3, 8])
     start = rs.generate(model, labels, steps=0)

@@ -355,18 +355,18 @@ def test_unknown_commands():
 
 
 def test_models_are_listed(tiny_folder, monkeypatch, tmp_path):
-    from robustsynth.models import files
+    from robustsynth.models import store
 
     root = tmp_path / "weights"
     root.mkdir()
     (root / "tiny").symlink_to(tiny_folder)
     (root / "aliases.json").write_text('{"little": "tiny"}')
-    monkeypatch.setattr(files, "BUNDLED", root)
-    monkeypatch.setattr(files, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(store, "BUNDLED", root)
+    monkeypatch.setattr(store, "ZOO", tmp_path / "zoo")
     result = run("models")
     assert result.exit_code == 0, result.output
     for said in ("  tiny (= little)\n", "resnet18 of width 4", "robust in l2 to eps 0.5"):
         assert said in result.output
     (tmp_path / "none").mkdir()
-    monkeypatch.setattr(files, "BUNDLED", tmp_path / "none")
+    monkeypatch.setattr(store, "BUNDLED", tmp_path / "none")
     assert "no models are bundled" in run("models").output

@@ -26,7 +26,7 @@ from robustsynth.files import only_writer
 from robustsynth.images import png_text, read_image, to_uint8
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model, save_model
+from robustsynth.models.store import load_model, save_model
 from robustsynth.sheet import GAP, MARGIN, MOST_BANDS, PAGE, sheet
 from robustsynth.tasks.compare import (
     ComparisonInterrupted,
@@ -482,7 +482,7 @@ def test_starts_from_a_folder_are_named_without_its_path(folders, tmp_path):
 
 def test_a_nan_is_an_error_after_the_rest_is_written(folders, tmp_path, monkeypatch):
     broken = Classifier.wrap(Explodes(), classes=TINY_CLASSES, mean=[0.5] * 3, std=[0.25] * 3, image_size=16)
-    monkeypatch.setattr("robustsynth.models.files.load_model", lambda name, device=None: broken)
+    monkeypatch.setattr("robustsynth.models.store.load_model", lambda name, device=None: broken)
     result = small("broken", out=tmp_path / "out")
     assert result.exit_code == 2
     assert "got NaN or infinity for 3 of broken; the other images are in" in result.output
@@ -616,7 +616,7 @@ def enlarged(images) -> np.ndarray:
 
 def test_the_demo_draws_with_a_robust_and_a_standard_classifier(folders, load, tmp_path, monkeypatch):
     models = dict(zip(("cifar10", "cifar10-standard"), load("tiny", "standard"), strict=True))
-    monkeypatch.setattr("robustsynth.models.files.load_model", lambda name, device=None: models[name])
+    monkeypatch.setattr("robustsynth.models.store.load_model", lambda name, device=None: models[name])
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path), "--seed", "1"])
     assert result.exit_code == 0, result.output
     assert "3 images forming, step by step" in result.output

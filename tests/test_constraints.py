@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustsynth.constraints import BALLS, Box, ball, l2_norm
+from robustsynth.constraints import NORMS, Box, ball, l2_norm
 from robustsynth.errors import UserError
 from robustsynth.randomness import image_generators
 
-KINDS = {name: (lambda eps, kind=kind: kind(eps)) for name, kind in BALLS.items()} | {"box": lambda eps: Box()}
+KINDS = {name: (lambda eps, kind=kind: kind(eps)) for name, kind in NORMS.items()} | {"box": lambda eps: Box()}
 
 
 def size(name: str, difference: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def draws(seed: int, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...]
 
 
 def test_every_registered_norm_is_measured_here():
-    assert set(BALLS) == {"l2", "linf"}, "a new norm needs its own measure in size() above"
+    assert set(NORMS) == {"l2", "linf"}, "a new norm needs its own measure in size() above"
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,13 +94,13 @@ def test_random_starts_are_inside_and_each_images_own(name):
     assert not torch.equal(constraint.random_start(center, image_generators(1, range(6))), starts)
 
 
-@pytest.mark.parametrize("name", BALLS)
+@pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("dimensions", [1, 3, 12])
 def test_random_starts_are_uniform_in_the_ball(name, dimensions):
     """The volume within r grows as rⁿ, so (distance/ε)ⁿ is uniform on [0, 1] for a uniform draw."""
     count = 600
     center = torch.full((count, dimensions, 1, 1), 0.5)
-    starts = BALLS[name](0.25).random_start(center, image_generators(0, range(count)))
+    starts = NORMS[name](0.25).random_start(center, image_generators(0, range(count)))
     share = (size(name, starts - center) / 0.25) ** dimensions
     # Four standard errors of a uniform number's mean and of its median.
     assert abs(float(share.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / count)
@@ -108,13 +108,13 @@ def test_random_starts_are_uniform_in_the_ball(name, dimensions):
     assert float((starts - center).mean((0, 2, 3)).abs().max()) < 4 * 0.25 / math.sqrt(count)
 
 
-@pytest.mark.parametrize("name", BALLS)
+@pytest.mark.parametrize("name", NORMS)
 def test_a_radius_of_zero_allows_the_center_alone(name):
     center = draws(0)
-    assert torch.equal(BALLS[name](0).project(draws(1), center), center)
+    assert torch.equal(NORMS[name](0).project(draws(1), center), center)
 
 
-@pytest.mark.parametrize("name", BALLS)
+@pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("eps", [-1, -1e-9, math.inf, math.nan])
 def test_bad_radii(name, eps):
     with pytest.raises(UserError, match="finite radius eps of 0 or more"):
@@ -122,7 +122,7 @@ def test_bad_radii(name, eps):
 
 
 def test_norms_by_name():
-    assert ball("l2", 0.5) == BALLS["l2"](0.5)
+    assert ball("l2", 0.5) == NORMS["l2"](0.5)
     with pytest.raises(UserError, match="expected a norm of l2, linf, got 'l3'"):
         ball("l3", 0.5)
 

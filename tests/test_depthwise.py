@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustsynth.models.architectures import build_network
-from robustsynth.models.depthwise import DepthwiseConv2d
 from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
+from robustsynth.models.layers import DepthwiseConv2d
+from robustsynth.models.networks import build_network
 
 
 def pair(stride: int, *, bias: bool = False, kernel: int = 3) -> tuple[DepthwiseConv2d, nn.Conv2d]:

@@ -17,13 +17,13 @@ from robustsynth.cli import main
 from robustsynth.constraints import L2Ball, LinfBall
 from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, evaluate_accuracy
-from robustsynth.evaluation.apgd import apgd
+from robustsynth.evaluation.attacks import apgd
 from robustsynth.files import sha256
-from robustsynth.loop import Problem, pgd
+from robustsynth.loop import Problem, Step, pgd
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model, save_model
-from robustsynth.models.small_cnn import SmallCNN
+from robustsynth.models.networks.plain import SmallCNN
+from robustsynth.models.store import load_model, save_model
 from robustsynth.objectives import Untargeted
 from robustsynth.seeds import fit_class_seeds
 
@@ -90,8 +90,10 @@ def test_a_linear_classifier_gives_the_closed_form(norm: str) -> None:
     assert [row.eps for row in rows] == [0.0, *radii]
     for row in rows:
         assert row.total == 120
-        assert abs(row.right - int((away > row.eps).sum())) <= 1  # The image at the quantile itself may go either way.
-    assert rows[0].right == 108
+        assert (
+            abs(row.correct - int((away > row.eps).sum())) <= 1
+        )  # The image at the quantile itself may go either way.
+    assert rows[0].correct == 108
     shares = [row.share for row in rows]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] < shares[1] - 0.3
@@ -101,19 +103,19 @@ def test_radii_twice_and_zero_are_one_row_each() -> None:
     model, images, labels, _, _ = linear_problem()
     rows = evaluate_accuracy(model, images, labels, eps=[0.1, 0.0, 0.1, 0.2], **PLAIN)
     assert [row.eps for row in rows] == [0.0, 0.1, 0.2]
-    assert rows[0].right == 108
+    assert rows[0].correct == 108
 
 
 @pytest.mark.parametrize("fooled_by", ["image", "random", "neither"])
 def test_an_image_counts_only_if_it_is_right_after_both_attacks(
     monkeypatch: pytest.MonkeyPatch, fooled_by: str
 ) -> None:
-    from robustsynth.evaluation import accuracy
+    from robustsynth.evaluation import attacks
 
     model, images, labels, _, _ = linear_problem(40)
     asked: list[int] = []
 
-    def attack(problem: Any, **settings: Any) -> torch.Tensor:
+    def attack(problem: Any, **settings: Any) -> list[Step]:
         assert settings["steps"] == 20
         assert settings["step_size"] == pytest.approx(2.5 * 0.3 / 20)
         random = not torch.equal(problem.start, problem.center)
@@ -121,13 +123,13 @@ def test_an_image_counts_only_if_it_is_right_after_both_attacks(
         if fooled_by == ("random" if random else "image"):
             wrong = problem.center.clone()
             wrong[0] = 1 - wrong[0]  # The plane passes through the middle grey: a negative is of the other class.
-            return wrong
-        return problem.center
+            return [Step(20, wrong, wrong)]
+        return [Step(20, problem.center, problem.center)]
 
-    monkeypatch.setattr(accuracy, "pgd", attack)
+    monkeypatch.setattr(attacks, "pgd_steps", attack)
     rows = evaluate_accuracy(model, images, labels, eps=[0.3], precision="float32", batch_size=64)
-    assert rows[0].right == 36
-    assert rows[1].right == (36 if fooled_by == "neither" else 35)
+    assert rows[0].correct == 36
+    assert rows[1].correct == (36 if fooled_by == "neither" else 35)
     assert asked == [False, True]
 
 
@@ -190,7 +192,7 @@ def test_apgd_on_a_linear_classifier_gives_the_closed_form(norm: str) -> None:
     away = margin / (np.linalg.norm(w) if norm == "l2" else np.abs(w).sum())
     radius = float(np.quantile(away[away > 0], 0.5))
     rows = evaluate_accuracy(model, images, labels, norm=norm, eps=[radius], attack="apgd", steps=20, **PLAIN)
-    assert abs(rows[1].right - int((away > radius).sum())) <= 1
+    assert abs(rows[1].correct - int((away > radius).sum())) <= 1
 
 
 def test_apgd_does_not_depend_on_the_batch_size_and_is_no_weaker_than_pgd() -> None:
@@ -202,7 +204,7 @@ def test_apgd_does_not_depend_on_the_batch_size_and_is_no_weaker_than_pgd() -> N
     assert small == large
     assert 0.05 < small[1].share < 0.95
     # One image may lie so near to the edge that either reaches it alone.
-    assert small[1].right <= evaluate_accuracy(model, images, labels, batch_size=96, **given)[1].right + 1
+    assert small[1].correct <= evaluate_accuracy(model, images, labels, batch_size=96, **given)[1].correct + 1
 
 
 def test_apgd_stays_in_the_ball_and_keeps_the_error_it_meets() -> None:
@@ -233,18 +235,18 @@ def test_the_ratio_sees_through_a_softmax_that_saturates() -> None:
 
 
 def test_restarts_only_find_more_and_begin_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    from robustsynth.evaluation import accuracy
+    from robustsynth.evaluation import attacks
 
     model, images, labels = bent_classifier()
     starts: list[torch.Tensor] = []
 
-    def attack(problem: Any, **settings: Any) -> torch.Tensor:
+    def attack(problem: Any, **settings: Any) -> list[Step]:
         assert settings["steps"] == 7
         assert settings["step_size"] == pytest.approx(2.5 * 0.3 / 7)
         starts.append(problem.start)
-        return problem.center
+        return [Step(7, problem.center, problem.center)]
 
-    monkeypatch.setattr(accuracy, "pgd", attack)
+    monkeypatch.setattr(attacks, "pgd_steps", attack)
     evaluate_accuracy(model, images[:8], labels[:8], eps=[0.3], restarts=3, steps=7, precision="float32", batch_size=8)
     assert len(starts) == 4
     assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
@@ -256,7 +258,7 @@ def test_an_images_attack_does_not_depend_on_which_others_are_evaluated() -> Non
     whole = evaluate_accuracy(model, images, labels, **given)
     parts = [evaluate_accuracy(model, images, labels, indices=np.arange(96)[r::3], **given) for r in range(3)]
     for row, *shares in zip(whole, *parts, strict=True):
-        assert (row.right, row.total) == (sum(s.right for s in shares), sum(s.total for s in shares))
+        assert (row.correct, row.total) == (sum(s.correct for s in shares), sum(s.total for s in shares))
 
 
 @pytest.mark.parametrize("change", [{"restarts": 0}, {"steps": 0}, {"attack": "cw"}, {"indices": []}])
@@ -294,7 +296,7 @@ def test_the_bundled_classifier_as_foolbox_sees_it() -> None:
     assert 0 < ours < 64
     assert abs(ours - int((~fooled).sum())) <= 2
     rows = evaluate_accuracy(model, images, labels.numpy(), eps=[eps], precision="float32", batch_size=32)
-    assert rows[1].right <= ours + 1  # That also starts at random.
+    assert rows[1].correct <= ours + 1  # That also starts at random.
 
 
 @pytest.mark.parametrize(
@@ -446,9 +448,48 @@ def test_apgd_at_the_command_line(stored: Path) -> None:
     assert "PGD-10 l2 at eps 0.4" in evaluate(stored, "--steps", 10, "--eps", "0.4").stdout
 
 
-def test_out_is_for_auto_alone(stored: Path, tmp_path: Path) -> None:
-    result = evaluate(stored, "--out", tmp_path / "run")
-    assert (result.exit_code, "--attack auto" in result.output) == (2, True)
+def test_pgd_is_kept_and_gone_on_with(stored: Path, tmp_path: Path) -> None:
+    given = ("--eps", "0.2,0.4", "--out", tmp_path / "run", "--batch-size", 10)
+    first = evaluate(stored, *given)
+    assert (first.exit_code, "done already" in first.stderr) == (0, False)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"eps-0.2", "eps-0.4"}
+    again = evaluate(stored, *given)
+    assert (again.stdout, again.stderr.count("45 of 45 images are done already")) == (first.stdout, 2)
+    refused = evaluate(stored, *given, "--seed", 1)
+    assert (refused.exit_code, "(seed)" in refused.output) == (2, True), refused.output
+    replaced = evaluate(stored, *given, "--seed", 1, "--overwrite")
+    assert (replaced.exit_code, "done already" in replaced.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd"])
+def test_ctrl_c_keeps_what_is_finished(stored: Path, monkeypatch: pytest.MonkeyPatch, attack: str) -> None:
+    """In the middle of an attempt: what is under way is lost, what is finished stays, and the same command goes on."""
+    from robustsynth.evaluation.attacks import GradientAttack
+
+    given = ("--attack", attack, "--steps", 5, "--eps", "0.4", "--batch-size", 10)
+    undisturbed = evaluate(stored, *given, "--out", stored.parent / "undisturbed")
+    attacked, passes = GradientAttack.attacked, []
+
+    def interrupted(self: GradientAttack, *arguments: Any) -> torch.Tensor:
+        def stop() -> None:
+            passes.append(1)
+            if len(passes) == 33:
+                raise KeyboardInterrupt
+
+        self.on_pass = stop
+        return attacked(self, *arguments)
+
+    monkeypatch.setattr(GradientAttack, "attacked", interrupted)
+    stopped = evaluate(stored, *given)
+    assert stopped.exit_code == 130
+    done = int(stopped.stderr.split("stopped after ")[1].split(" of 45 images")[0])
+    assert done in (20, 30)
+    assert f"of {done} images" in stopped.stdout
+    monkeypatch.undo()
+    monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(stored.parent / "cache"))
+    resumed = evaluate(stored, *given)
+    assert f"{done} of 45 images are done already" in resumed.stderr
+    assert resumed.stdout == undisturbed.stdout
 
 
 def test_masking_is_looked_for_when_asked(stored: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fast twin: the same function, frozen, and its precision measured once."""
+"""The frozen classifier: the same function, frozen, and its precision measured once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from conftest import VERY_DEEP, random_statistics
 from robustsynth.errors import UserError
 from robustsynth.models import execution
-from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.execution import Execution, chosen_execution, machine_name, processor_kind
-from robustsynth.models.files import load_model
+from robustsynth.models.execution import PRECISIONS, Execution, chosen_execution, machine_name, processor_kind
 from robustsynth.models.folding import fold_batch_norm, reducible
-from robustsynth.models.synthesizer import PRECISIONS
+from robustsynth.models.networks import ARCHITECTURES, build_network
+from robustsynth.models.store import load_model
 
 # ---- folding ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +178,7 @@ def test_the_registered_networks_are_reducible_when_folded():
     assert not reducible(own)
 
 
-# ---- the twin -----------------------------------------------------------------------------------------------------
+# ---- the frozen classifier -------------------------------------------------------------------------------------------
 
 
 def wrapped(build, size: int = 16) -> Classifier:
@@ -190,10 +189,10 @@ def wrapped(build, size: int = 16) -> Classifier:
     return Classifier.wrap(network, classes=max(2, count), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25], image_size=size)
 
 
-TWINS = {
+BUILDS = {
     n: lambda n=n: build_network(n, classes=5, width=8, image_size=16) for n in ARCHITECTURES if n not in VERY_DEEP
 }
-TWINS |= {
+BUILDS |= {
     "options": WithOptions,
     "norms that stay": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
@@ -207,25 +206,25 @@ def gradient(network, images: Tensor) -> Tensor:
     return torch.autograd.grad(loss, x)[0]
 
 
-@pytest.mark.parametrize("build", TWINS.values(), ids=TWINS)
-def test_the_twin_is_the_classifier(build):
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+def test_the_frozen_one_is_the_classifier(build):
     model = wrapped(build).eval()
     images = torch.rand(8, 3, 16, 16)
-    twin = model.synthesizer(precision="float32", batch_size=4)
+    frozen = model.frozen(precision="float32", batch_size=4)
     with torch.no_grad():
-        torch.testing.assert_close(twin(images), model(images), rtol=0, atol=1e-4)
-        torch.testing.assert_close(twin.features(images), model.features(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(frozen(images), model(images), rtol=0, atol=1e-4)
+        torch.testing.assert_close(frozen.features(images), model.features(images), rtol=1e-4, atol=1e-4)
     # In float64: in float32 the two layouts' rounding opens a ReLU here and there in networks of thirty layers.
     exact, images = model.double(), images.double()
-    twin = exact.synthesizer(precision="float32", batch_size=4)
-    torch.testing.assert_close(gradient(twin, images), gradient(exact, images), rtol=1e-3, atol=1e-9)
+    frozen = exact.frozen(precision="float32", batch_size=4)
+    torch.testing.assert_close(gradient(frozen, images), gradient(exact, images), rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("build", TWINS.values(), ids=TWINS)
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 def test_reduced_precision_points_the_same_way(build):
     model, images = wrapped(build), torch.rand(8, 3, 16, 16)
     exact = gradient(model, images)
-    reduced = gradient(model.synthesizer(precision="bfloat16", batch_size=4), images)
+    reduced = gradient(model.frozen(precision="bfloat16", batch_size=4), images)
     assert reduced.dtype == torch.float32
     assert not torch.equal(exact, reduced)
     with torch.autocast("cpu", torch.bfloat16):
@@ -239,24 +238,24 @@ def test_the_original_is_untouched(tiny):
     tiny.train()
     before = copy.deepcopy(tiny.state_dict())
     pointers = [p.data_ptr() for p in tiny.parameters()]
-    twin = tiny.synthesizer(precision="bfloat16", batch_size=2)
-    gradient(twin, torch.rand(2, 3, 16, 16))
+    frozen = tiny.frozen(precision="bfloat16", batch_size=2)
+    gradient(frozen, torch.rand(2, 3, 16, 16))
     assert tiny.training
     assert all(p.requires_grad and p.grad is None and p.dtype == torch.float32 for p in tiny.parameters())
     assert [p.data_ptr() for p in tiny.parameters()] == pointers
     assert all(torch.equal(before[k], v) for k, v in tiny.state_dict().items())
-    assert all(p.is_contiguous() for p in tiny.parameters()), "channels-last is the twin's alone"
-    assert not any(p.requires_grad for p in twin.parameters())
-    assert not twin.training
+    assert all(p.is_contiguous() for p in tiny.parameters()), "channels-last is the frozen one's alone"
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not frozen.training
     own = {p.data_ptr() for p in tiny.parameters()}
-    assert not own & {p.data_ptr() for p in twin.parameters()}
+    assert not own & {p.data_ptr() for p in frozen.parameters()}
 
 
-def test_a_twin_is_built_once(tiny):
-    first = tiny.synthesizer(precision="float32", batch_size=4)
-    assert tiny.synthesizer(precision="float32", batch_size=4) is first
-    assert tiny.synthesizer(precision="float32", batch_size=8) is not first
-    assert tiny.synthesizer(precision="float32", batch_size=4).execution.batch_size == 4
+def test_a_frozen_classifier_is_built_once(tiny):
+    first = tiny.frozen(precision="float32", batch_size=4)
+    assert tiny.frozen(precision="float32", batch_size=4) is first
+    assert tiny.frozen(precision="float32", batch_size=8) is not first
+    assert tiny.frozen(precision="float32", batch_size=4).execution.batch_size == 4
 
 
 def step_of_training(model):
@@ -294,12 +293,12 @@ def statistics_alone(model):
 @pytest.mark.parametrize(
     "change", [step_of_training, exchange_the_head, load_state, assign_state, assign_data, statistics_alone]
 )
-def test_changed_weights_give_a_new_twin(tiny, change):
+def test_changed_weights_give_a_new_frozen_classifier(tiny, change):
     images = torch.rand(2, 3, 16, 16)
-    first = tiny.synthesizer(precision="float32", batch_size=4)
+    first = tiny.frozen(precision="float32", batch_size=4)
     change(tiny)
     tiny.eval()
-    second = tiny.synthesizer(precision="float32", batch_size=4)
+    second = tiny.frozen(precision="float32", batch_size=4)
     assert second is not first
     with torch.no_grad():
         torch.testing.assert_close(second(images), tiny(images), rtol=1e-4, atol=1e-4)
@@ -309,13 +308,13 @@ def test_double_precision_images_pass(tiny):
     for precision in PRECISIONS:
         if precision == "bfloat16":
             images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-            assert tiny.synthesizer(precision=precision, batch_size=2)(images).dtype == torch.float64
+            assert tiny.frozen(precision=precision, batch_size=2)(images).dtype == torch.float64
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "float16"}, {"batch_size": 0}, {"batch_size": -3}])
 def test_bad_execution(tiny, wrong):
     with pytest.raises(UserError, match=r"expected a (precision|batch size) of"):
-        tiny.synthesizer(**wrong)
+        tiny.frozen(**wrong)
 
 
 # ---- measured once ------------------------------------------------------------------------------------------------
@@ -342,31 +341,31 @@ def measured(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_what_was_measured_is_remembered(tiny_folder, measured):
-    first = load_model(tiny_folder, device="cpu").synthesizer().execution
+    first = load_model(tiny_folder, device="cpu").frozen().execution
     assert first == Execution("bfloat16", execution.batch_sizes(16, torch.device("cpu"))[1], measured=True)
     assert measured == ["precision", "batch"]
-    again = load_model(tiny_folder, device="cpu").synthesizer()
+    again = load_model(tiny_folder, device="cpu").frozen()
     assert again.execution == first
     assert again.precision == "bfloat16"
     assert measured == ["precision", "batch"]
 
 
 def test_another_model_or_machine_is_measured_anew(tiny_folder, digits_folder, measured, monkeypatch):
-    load_model(tiny_folder, device="cpu").synthesizer()
-    load_model(digits_folder, device="cpu").synthesizer()
+    load_model(tiny_folder, device="cpu").frozen()
+    load_model(digits_folder, device="cpu").frozen()
     assert measured == ["precision", "batch"] * 2
     for name in ("machine_name", "processor_kind"):
         monkeypatch.setattr(execution, name, lambda *_: "another")
-        load_model(tiny_folder, device="cpu").synthesizer()
+        load_model(tiny_folder, device="cpu").frozen()
     assert measured == ["precision", "batch"] * 4
 
 
 def test_what_is_given_is_not_measured(tiny, measured):
-    assert tiny.synthesizer(precision="float32", batch_size=3).execution == Execution("float32", 3, measured=False)
+    assert tiny.frozen(precision="float32", batch_size=3).execution == Execution("float32", 3, measured=False)
     assert measured == []
-    assert tiny.synthesizer(precision="float32").execution.precision == "float32"
+    assert tiny.frozen(precision="float32").execution.precision == "float32"
     assert measured == ["batch"]
-    assert tiny.synthesizer(batch_size=5).execution.batch_size == 5
+    assert tiny.frozen(batch_size=5).execution.batch_size == 5
     assert measured == ["batch", "precision"]
 
 
@@ -386,10 +385,10 @@ DAMAGED = [
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_cache_is_measured_anew(tiny_folder, measured, tmp_path, content):
-    expected = load_model(tiny_folder, device="cpu").synthesizer().execution
+    expected = load_model(tiny_folder, device="cpu").frozen().execution
     (file,) = (tmp_path / "own" / "execution").iterdir()
     file.write_text(content, encoding="latin-1")
-    assert load_model(tiny_folder, device="cpu").synthesizer().execution == expected
+    assert load_model(tiny_folder, device="cpu").frozen().execution == expected
     assert measured == ["precision", "batch"] * 2
     assert Execution(**json.loads(file.read_text())) == expected
 
@@ -397,7 +396,7 @@ def test_a_damaged_cache_is_measured_anew(tiny_folder, measured, tmp_path, conte
 def test_a_cache_that_cannot_be_written_stops_nobody(tiny, measured, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "file" / "below"))
-    assert tiny.synthesizer().execution.precision == "bfloat16"
+    assert tiny.frozen().execution.precision == "bfloat16"
 
 
 class Slow(nn.Module):
@@ -443,7 +442,7 @@ def test_the_smallest_batch_that_is_as_good(clock):
 
 def test_the_true_measurement_is_short(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "own"))
-    chosen = load_model(tiny_folder, device="cpu").synthesizer().execution
+    chosen = load_model(tiny_folder, device="cpu").frozen().execution
     assert chosen.precision in PRECISIONS
     assert chosen.measured
     assert chosen.batch_size in execution.batch_sizes(16, torch.device("cpu"))
@@ -455,7 +454,8 @@ def test_the_machine_is_named():
 
 
 def test_given_execution_needs_no_model():
-    assert chosen_execution(None, None, precision="float32", batch_size=2).as_dict() == {
+    of_none = {"network": None, "image_size": None, "channels": 3, "device": torch.device("cpu")}
+    assert chosen_execution(None, **of_none, precision="float32", batch_size=2).as_dict() == {
         "precision": "float32",
         "batch_size": 2,
         "measured": False,

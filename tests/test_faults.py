@@ -31,7 +31,7 @@ import robustsynth.training.trainer as trainer_module
 from conftest import png
 from robustsynth.cli import main
 from robustsynth.errors import UserError
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.training.checkpoints import (
     BEFORE,
     CHECKPOINT,

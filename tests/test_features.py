@@ -24,10 +24,10 @@ from robustsynth.cli import main
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.files import only_writer
 from robustsynth.images import read_image, to_uint8
-from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.networks import ARCHITECTURES, build_network
 from robustsynth.models.representation import feature_network, last_linear
+from robustsynth.models.store import load_model
 from robustsynth.objectives import Activation, Distance, Roughness
 from robustsynth.sheet import LABEL_WIDTH
 from robustsynth.solver import Interrupted, Progress

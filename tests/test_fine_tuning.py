@@ -17,7 +17,7 @@ from conftest import TINY_CLASSES, pictures_of_classes, train_until
 from robustsynth.cli import main
 from robustsynth.data import ImageData
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.fine_tuning import network_of_model
 from robustsynth.training.settings import TrainSettings

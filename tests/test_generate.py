@@ -18,7 +18,7 @@ from robustsynth.images import save_png
 from robustsynth.loop import NonFiniteError
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.objectives import CrossEntropy
 from robustsynth.seeds import SEED_KINDS, ClassSeeds, fit_class_seeds, sample_seeds
 from robustsynth.solver import Stated, solve
@@ -37,8 +37,8 @@ def test_generate_is_its_recipe(tiny, tiny_folder):
     labels = torch.tensor([0, 1, 2, 2])
     got = generate(tiny, labels, seed=3, precision="float32", batch_size=4, eps=1.5, step_size=0.3, steps=5)
     start = sample_seeds(ClassSeeds.load(tiny_folder), "multivariate", labels, _streams(3, 4))
-    twin = tiny.synthesizer(precision="float32", batch_size=4)
-    problem = rs.Problem(start, CrossEntropy(twin, labels), rs.L2Ball(1.5))
+    frozen = tiny.frozen(precision="float32", batch_size=4)
+    problem = rs.Problem(start, CrossEntropy(frozen, labels), rs.L2Ball(1.5))
     assert torch.equal(got, rs.pgd(problem, step_size=0.3, steps=5))
     assert got.dtype == torch.float32
     assert 0 <= float(got.min()) <= float(got.max()) <= 1

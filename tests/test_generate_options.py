@@ -25,7 +25,7 @@ from robustsynth.constraints import L2Ball, ball
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.objectives import CrossEntropy, Ensemble, MixedCrossEntropy
 from robustsynth.randomness import image_generators
 from robustsynth.seeds import (
@@ -269,8 +269,8 @@ def test_a_mix_is_its_recipe(tiny, tiny_folder):
     got = generate(tiny, MIXES, seed=3, precision="float32", batch_size=3, eps=1.5, step_size=0.3, steps=4)
     seeds = ClassSeeds.load(tiny_folder)
     start = rs.sample_seeds(seeds, "multivariate", torch.tensor([0, 1, 2]), image_generators(3, range(3)))
-    twin = tiny.synthesizer(precision="float32", batch_size=3)
-    problem = rs.Problem(start, MixedCrossEntropy(twin, MIXES), L2Ball(1.5))
+    frozen = tiny.frozen(precision="float32", batch_size=3)
+    problem = rs.Problem(start, MixedCrossEntropy(frozen, MIXES), L2Ball(1.5))
     assert torch.equal(got, rs.pgd(problem, step_size=0.3, steps=4))
 
 
@@ -346,7 +346,7 @@ def test_an_ensemble_is_its_recipe(tiny, tiny_folder, other):
     start = rs.sample_seeds(
         ClassSeeds.load(tiny_folder), "multivariate", torch.tensor([0, 1, 2, 2]), image_generators(3, [0, 1, 2, 2])
     )
-    mine, its = (model.synthesizer(**FIXED) for model in (tiny, other))
+    mine, its = (model.frozen(**FIXED) for model in (tiny, other))
     objective = Ensemble([CrossEntropy(mine, [0, 1, 2, 2]), CrossEntropy(its, [1, 2, 0, 0])])
     expected = rs.pgd(rs.Problem(start, objective, L2Ball(1.5)), step_size=0.3, steps=4)[:3]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "presets", "rendezvous"},
+    {"errors", "files", "names", "presets", "rendezvous"},
     {"processes", "memory", "randomness", "resampling"},
     {"constraints", "loop"},
     {"images", "animations"},

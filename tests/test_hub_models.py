@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 from robustsynth.cli import main
 from robustsynth.errors import UserError
 from robustsynth.models.card import ModelCard
-from robustsynth.models.files import load_model
-from robustsynth.models.hub import MODEL_FILES, hub_name
-from robustsynth.models.model_page import model_page
+from robustsynth.models.hub import MODEL_FILES, hub_name, model_page
+from robustsynth.models.store import load_model
 
 
 class Hub:

@@ -318,7 +318,7 @@ def test_bad_settings_are_refused(kind: type[StepSettings], bad):
 
 def test_a_nan_spares_the_other_images(tiny):
     images = images_of(4)
-    network = tiny.synthesizer(precision="float32", batch_size=2).network
+    network = tiny.frozen(precision="float32", batch_size=2).network
 
     class Broken(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -326,7 +326,7 @@ def test_a_nan_spares_the_other_images(tiny):
             return network(x) * torch.where(x.mean((1, 2, 3)) < -1, torch.nan, 1.0)[:, None]
 
     images[1] *= 0.1
-    tiny.synthesizer(precision="float32", batch_size=2).network = Broken()
+    tiny.frozen(precision="float32", batch_size=2).network = Broken()
     with pytest.raises(NonFiniteError) as caught:
         rs.translate(tiny, images, 1, steps=2, precision="float32", batch_size=2)
     assert set(caught.value.failures) == {1}
@@ -417,8 +417,8 @@ def test_views_computed_again_give_the_gradient_of_one_pass(shift, tiny):
     image = images_of(1, 16, 60)
     views = choose_views((16, 60), 16)
     assert len(views) > 2
-    twin = tiny.synthesizer(precision="float32", batch_size=2)
-    seen = Viewed(Shifted(twin, shift), views, 16)
+    frozen = tiny.frozen(precision="float32", batch_size=2)
+    seen = Viewed(Shifted(frozen, shift), views, 16)
     for _ in range(3):
         variable = image.clone().requires_grad_(True)
         value = seen(variable).square().sum()

@@ -22,13 +22,12 @@ from conftest import random_statistics
 from robustsynth.cli import main
 from robustsynth.data.specs import find_spec
 from robustsynth.errors import UserError
-from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
 from robustsynth.models.importing import import_model, read_foreign
-from robustsynth.models.layouts import arranged
-from robustsynth.models.recognition import recognised_network
+from robustsynth.models.networks import ARCHITECTURES, build_network
+from robustsynth.models.recognition import arranged, recognised_network
+from robustsynth.models.store import load_model
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 NAMES = ("cat", "ship", "car", "owl")
@@ -515,7 +514,7 @@ def test_several_state_dicts_are_a_doubt(tmp_path):
     [
         ({"epoch": 3, "accuracy": torch.tensor(0.5)}, "found a dict of 'epoch', 'accuracy'"),
         ([1, 2], "found a list"),
-        (torch.zeros(3), "found a StoredTensor"),
+        (torch.zeros(3), "found a Tensor"),
     ],
 )
 def test_a_file_without_a_network(tmp_path, contents, said):

@@ -13,11 +13,9 @@ from huggingface_hub import constants
 
 from robustsynth.cli import main
 from robustsynth.errors import UserError
-from robustsynth.models import files
-from robustsynth.models.card import ModelCard
-from robustsynth.models.files import load_model
-from robustsynth.models.listing import list_models
-from robustsynth.models.measured import measured
+from robustsynth.models import store
+from robustsynth.models.card import ModelCard, measured
+from robustsynth.models.store import list_models, load_model
 
 ROWS = [{"eps": 0.0, "share": 0.9, "images": 100}, {"eps": 0.5, "share": 0.6, "images": 100}]
 PGD = {"data": "cats test", "norm": "l2", "attack": "PGD-20 of 2.5*eps/20", "rows": ROWS}
@@ -36,8 +34,8 @@ def places(tmp_path, tiny_folder, monkeypatch) -> Path:
     shutil.copytree(tiny_folder, tmp_path / "weights" / "tiny")
     (tmp_path / "weights" / "aliases.json").write_text('{"little": "tiny"}')
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(files, "BUNDLED", tmp_path / "weights")
-    monkeypatch.setattr(files, "ZOO", tmp_path / "checkout" / "zoo")
+    monkeypatch.setattr(store, "BUNDLED", tmp_path / "weights")
+    monkeypatch.setattr(store, "ZOO", tmp_path / "checkout" / "zoo")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path
@@ -257,3 +255,53 @@ def test_odd_accuracies_name_the_model(tiny_folder):
     card = dataclasses.replace(ModelCard.load(tiny_folder), accuracies={"auto": []})
     with pytest.raises(UserError, match=r"card of 'tiny'.*evaluate --record"):
         measured(card)
+
+
+def test_ones_own_runs_are_listed_as_such_by_the_path_that_loads_them(places, tiny_folder):
+    for name in ("mine", "tiny", "runs/first", "zoo/third", "runs/deep/er", ".hidden"):
+        shutil.copytree(tiny_folder, places / "here" / name)
+    (places / "here" / "runs" / "first" / "seeds.safetensors").write_bytes(b"x")
+    (places / "here" / "other").mkdir()
+    (places / "here" / "other" / "card.json").write_text('{"title": "of something else"}')
+    found = {each.names: each for each in list_models() if each.source == "own"}
+    assert list(found) == [("mine",), ("runs/first",), ("./tiny",)]
+    for name in ("mine", "./tiny"):
+        assert load_model(name, device="cpu").folder == found[(name,)].folder
+    assert "seeds.safetensors with SHA" in (found[("runs/first",)].problem or "")
+    assert "your own runs and models in the current folder:\n  mine\n" in listing()
+
+
+def test_one_model_is_shown_with_its_classes(places, tiny_folder):
+    folder = change(places / "weights" / "tiny", accuracies=PGD, aliases={"cat": ["kitten", "pu\x1bss"]})
+    for name in ("tiny", "little", str(folder), str(folder / "model.safetensors")):
+        shown = listing(name)
+        assert "resnet18 of width 4" in shown
+        assert "classes (3):\n    0  cat  (also kitten, pu ss)\n    1  ship\n    2  t-shirt\n" in shown
+        assert "  PGD-20 at l2 0.5: 60.0 % of 100 images, cats test\n" in shown
+        assert "  generate: eps 2.0, step_size 0.25, steps 4\n" in shown
+        assert str(folder) in shown
+    one = json.loads(listing("tiny", "--json"))
+    assert one["card"]["aliases"] == {"cat": ["kitten", "pu\x1bss"]}
+    assert one["class_seeds"]
+
+
+def test_a_model_of_the_hubs_cache_is_shown(places, tiny_folder, monkeypatch):
+    snapshot = in_hub(places, tiny_folder, "someone/cats")
+    monkeypatch.setattr(store, "fetch_model", lambda name: snapshot)
+    assert listing("hf://someone/cats").startswith("  hf://someone/cats\n")
+
+
+@pytest.mark.parametrize("name", ["tny", "weights/none", "broken"])
+def test_a_model_that_cannot_be_shown_is_a_mistake_in_one_line(places, tiny_folder, name):
+    without("model.safetensors")(Path(shutil.copytree(tiny_folder, places / "here" / "broken")))
+    result = CliRunner().invoke(main, ["models", name])
+    assert result.exit_code == 2
+    assert "expected" in result.output or "did you mean 'tiny'" in result.output
+
+
+@pytest.mark.parametrize("aliases", [["cat"], {"cat": "kitten"}, {"cat": [1]}])
+def test_aliases_of_another_form_are_refused(places, aliases):
+    path = places / "weights" / "tiny" / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"aliases": aliases}))
+    with pytest.raises(UserError, match="aliases"):
+        ModelCard.load(path.parent)

@@ -14,10 +14,10 @@ from robustsynth.constraints import L2Ball, LinfBall
 from robustsynth.errors import UserError
 from robustsynth.evaluation import masking
 from robustsynth.evaluation.accuracy import Accuracy
-from robustsynth.evaluation.black_box import random_squares
+from robustsynth.evaluation.attacks import random_squares
 from robustsynth.evaluation.masking import Sign, check_masking, rising
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 
 SIDE = 8
 EPS = 0.6

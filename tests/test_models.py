@@ -13,11 +13,12 @@ from torch import nn
 
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.files import sha256
-from robustsynth.models import files
-from robustsynth.models.architectures import ARCHITECTURES, build_network, standard_width
-from robustsynth.models.card import SMALL_IMAGE, ModelCard
+from robustsynth.models import store
+from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import BUNDLED, load_model, model_names, save_model
+from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.networks import ARCHITECTURES, build_network, standard_width
+from robustsynth.models.store import BUNDLED, load_model, model_names, save_model
 
 # ---- torchvision's networks, as published -------------------------------------------------------------------------
 
@@ -368,8 +369,8 @@ def bundle(tmp_path, tiny_folder, digits_folder, monkeypatch):
     shutil.copytree(tiny_folder, root / "cifar10-small")
     shutil.copytree(digits_folder, root / "mnist")
     (root / "aliases.json").write_text(json.dumps({"cifar10": "cifar10-small", "mnist": "cifar10-small", "x": "gone"}))
-    monkeypatch.setattr(files, "BUNDLED", root)
-    monkeypatch.setattr(files, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(store, "BUNDLED", root)
+    monkeypatch.setattr(store, "ZOO", tmp_path / "zoo")
     return root
 
 

@@ -37,7 +37,7 @@ def test_cross_entropy_is_minus_log_probability():
 
 def test_cross_entropy_of_a_classifier_runs_its_fast_twin(tiny):
     objective = CrossEntropy(tiny, LABELS)
-    assert objective.network is tiny.synthesizer()
+    assert objective.network is tiny.frozen()
     got = objective(IMAGES)
     assert got.shape == (4,)
     expected = F.cross_entropy(objective.network(IMAGES), LABELS, reduction="none")
@@ -124,7 +124,7 @@ def test_a_mix_is_least_where_probabilities_are_its_weights():
 
 def test_a_mix_by_a_classifier_runs_its_fast_twin(tiny):
     objective = MixedCrossEntropy(tiny, torch.full((4, 3), 1 / 3))
-    assert objective.network is tiny.synthesizer()
+    assert objective.network is tiny.frozen()
     assert objective(IMAGES).shape == (4,)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustsynth.models.architectures import ARCHITECTURES, build_network
 from robustsynth.models.folding import fold_batch_norm
-from robustsynth.models.pointwise import LEAST_CHANNELS, PointwiseConv2d, pointwise
+from robustsynth.models.layers import LEAST_CHANNELS, PointwiseConv2d, pointwise
+from robustsynth.models.networks import ARCHITECTURES, build_network
 
 
 @pytest.mark.parametrize(("channels", "side", "stride"), [(2, 64, 2), (3, 9, 2), (8, 33, 3), (15, 16, 2), (4, 8, 1)])

@@ -22,7 +22,7 @@ from robustsynth.cli.generate import spread_labels
 from robustsynth.cli.progress import Animations
 from robustsynth.errors import UserError
 from robustsynth.images import png_text, read_image, to_uint8
-from robustsynth.models.files import load_model, save_model
+from robustsynth.models.store import load_model, save_model
 from robustsynth.run_folder import NpzSamples, PngSamples
 from robustsynth.sheet import GAP, MARGIN
 from robustsynth.tasks.functions import generate

@@ -26,7 +26,7 @@ from robustsynth.data.load import open_stream
 from robustsynth.data.streaming import Piece, substream
 from robustsynth.data.tables import parquet_rows
 from robustsynth.errors import UserError
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.processes import ALONE, Workers
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.data import Streamed, substreams_of

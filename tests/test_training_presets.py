@@ -10,8 +10,8 @@ import torch
 
 from conftest import train_until
 from robustsynth.data import ImageData
-from robustsynth.models.architectures import build_network
-from robustsynth.models.files import load_model
+from robustsynth.models.networks import build_network
+from robustsynth.models.store import load_model
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, training_presets
 from robustsynth.training.trainer import Trainer
 

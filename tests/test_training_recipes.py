@@ -18,8 +18,8 @@ from torch import nn
 from conftest import train_until
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
-from robustsynth.models.architectures import build_network
 from robustsynth.models.card import ModelCard
+from robustsynth.models.networks import build_network
 from robustsynth.randomness import image_generators
 from robustsynth.training.attack import divergence, noisy_step_images, recipe_attack
 from robustsynth.training.checkpoints import read_checkpoint

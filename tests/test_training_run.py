@@ -32,7 +32,7 @@ from robustsynth.cli import main
 from robustsynth.data import ImageData, load_data
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.seeds import ClassSeeds, fit_class_seeds
 from robustsynth.training.checkpoints import BEFORE, CHECKPOINT, TrainState, read_checkpoint
 from robustsynth.training.data import InMemory

@@ -13,7 +13,7 @@ from torch import nn
 
 from robustsynth.constraints import ball
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.architectures import build_network
+from robustsynth.models.networks import build_network
 from robustsynth.randomness import image_generators
 from robustsynth.training.attack import adversarial_images
 from robustsynth.training.checkpoints import make_optimizer

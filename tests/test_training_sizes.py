@@ -11,7 +11,7 @@ import torch
 from conftest import pictures_of_classes
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
-from robustsynth.models.files import load_model
+from robustsynth.models.store import load_model
 from robustsynth.randomness import image_generators
 from robustsynth.training.data import augment
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, training_presets

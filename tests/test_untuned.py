@@ -78,7 +78,7 @@ def test_tuned_settings_are_not_improved():
 
 
 def test_an_untuned_models_larger_image_averages_to_the_given_one(tiny_copy):
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
 
     model = load_model(tiny_copy, device="cpu")
     assert model.card is not None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from robustsynth.constraints import Box, L2Ball, LinfBall
+    from robustsynth.constraints import Ball, Box, L2Ball, LinfBall, register_norm
     from robustsynth.data import load_data
     from robustsynth.errors import UnknownNameError, UserError
     from robustsynth.evaluation.accuracy import evaluate_accuracy
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from robustsynth.loop import NonFiniteError, Problem, Step, pgd, pgd_steps
     from robustsynth.models.card import ModelCard
     from robustsynth.models.classifier import Classifier
-    from robustsynth.models.files import load_model, model_names, save_model
+    from robustsynth.models.store import load_model, model_names, save_model
     from robustsynth.objectives import CrossEntropy, Distance, Objective
     from robustsynth.seeds import ClassSeeds, fit_class_seeds, sample_seeds
     from robustsynth.sheet import save, show
@@ -60,13 +60,13 @@ if TYPE_CHECKING:
     from robustsynth.training.trainer import Trainer
 
 _HOMES = {
-    "constraints": ["Box", "L2Ball", "LinfBall"],
+    "constraints": ["Ball", "Box", "L2Ball", "LinfBall", "register_norm"],
     "data": ["load_data"],
     "errors": ["UnknownNameError", "UserError"],
     "evaluation.accuracy": ["evaluate_accuracy"],
     "models.card": ["ModelCard"],
     "models.classifier": ["Classifier"],
-    "models.files": ["load_model", "model_names", "save_model"],
+    "models.store": ["load_model", "model_names", "save_model"],
     "objectives": ["CrossEntropy", "Distance", "Objective"],
     "loop": ["NonFiniteError", "Problem", "Step", "pgd", "pgd_steps"],
     "seeds": ["ClassSeeds", "fit_class_seeds", "sample_seeds"],
@@ -94,14 +94,15 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "FeatureAtlas", "FeatureSettings",
-    "GenerateSettings", "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard", "NonFiniteError",
-    "Objective", "PaintSettings", "Problem", "Progress", "RefineSettings", "Results", "SketchSettings", "Step",
-    "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError", "UpscaleSettings", "UserError",
-    "__version__", "compare", "evaluate_accuracy", "feature_steps", "features", "fit_class_seeds", "generate",
-    "generate_steps", "inpaint", "inpaint_steps", "load_data", "load_image", "load_model", "model_names", "paint",
-    "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps", "sample_seeds", "save", "save_model",
-    "show", "sketch", "sketch_steps", "translate", "translate_steps", "upscale", "upscale_steps",
+    "Ball", "Box", "ClassSeeds", "Classifier", "Comparison", "CrossEntropy", "Distance", "FeatureAtlas",
+    "FeatureSettings", "GenerateSettings", "InpaintSettings", "Interrupted", "L2Ball", "LinfBall", "ModelCard",
+    "NonFiniteError", "Objective", "PaintSettings", "Problem", "Progress", "RefineSettings", "Results",
+    "SketchSettings", "Step", "TrainSettings", "Trainer", "TranslateSettings", "UnknownNameError",
+    "UpscaleSettings", "UserError", "__version__", "compare", "evaluate_accuracy", "feature_steps", "features",
+    "fit_class_seeds", "generate", "generate_steps", "inpaint", "inpaint_steps", "load_data", "load_image",
+    "load_model", "model_names", "paint", "paint_steps", "pgd", "pgd_steps", "predict", "refine", "refine_steps",
+    "register_norm", "sample_seeds", "save", "save_model", "show", "sketch", "sketch_steps", "translate",
+    "translate_steps", "upscale", "upscale_steps",
 ]  # fmt: skip
 
 

@@ -1,15 +1,17 @@
-"""What an image may become: balls around a centre, within the box of valid images.
+"""What an image may become: balls around a centre, one class a norm, within the box of valid images.
 
-Each constraint says which way a step of length one goes (`direction`), how to come back after it (`project`)
-and how to start at random inside (`random_start`). A new norm is one small class. All sizes are in pixel units
-of images in [0, 1] (Santurkar et al. 2019, Appendix A.1).
+A constraint says which way a step of length one goes (`direction`), how to come back after it (`project`) and how to
+start at random inside (`random_start`). A `Ball` knows the rest that depends on its norm as well, so that a new threat
+model is one class with `register_norm` before it, in any file. All sizes are in pixel units of images in [0, 1]
+(Santurkar et al. 2019, Appendix A.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ class Constraint(Protocol):
         ...
 
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Images drawn uniformly from what is allowed around `center`, one generator an image."""
+        """Images drawn from what is allowed around `center`, one generator an image."""
         ...
 
 
@@ -47,20 +49,161 @@ def l2_norm(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class L2Ball:
+class Ball(ABC):
+    """Images within `eps` of their centre in some norm, and within [0, 1]: the base of a threat model.
+
+    A subclass gives `name`, `growth` and three methods; the other facts have defaults.
+
+    Attributes:
+        eps: the radius, 0 or more.
+        name: of the norm on the command line and in files.
+        growth: a radius grows as the number of an image's values to this power, where all of them change alike: 1/p in
+            an ℓp norm.
+        usual_eps: the radius that classifiers of 32×32 images are usually trained for; None where there is none.
+        usual_drawing: a radius and a step size to begin with when images are drawn; None where none are known.
+        single_step: length in radii of the only step of one-step adversarial training, if that starts at random; None
+            where it starts from the image itself, with the preset's share of the radius.
+        attacks: the attacks beside PGD that can use the norm (``apgd``, ``auto``), and what they call it.
+
+    Raises:
+        UserError: a radius that is below 0 or not finite.
+    """
+
+    eps: float
+    name: ClassVar[str]
+    growth: ClassVar[float]
+    usual_eps: ClassVar[float | None] = None
+    usual_drawing: ClassVar[tuple[float, float] | None] = None
+    single_step: ClassVar[float | None] = None
+    attacks: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        if not (self.eps >= 0 and self.eps != float("inf")):
+            raise UserError(
+                f"expected a finite radius eps of 0 or more, got {self.eps}; for no radius at all use Box()"
+            )
+
+    @abstractmethod
+    def length(self, offset: Tensor) -> Tensor:
+        """The norm (N,) of each image of `offset` (N, C, H, W)."""
+
+    @abstractmethod
+    def direction(self, grad: Tensor) -> Tensor:
+        """As `Constraint.direction`."""
+
+    @abstractmethod
+    def project(self, images: Tensor, center: Tensor) -> Tensor:
+        """As `Constraint.project`."""
+
+    def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """As `Constraint.random_start`: a Gaussian direction at the distance that a uniform draw in a ball has.
+
+        That is uniform in ℓ2. Another norm may have a better one.
+        """
+        shape = center.shape[1:]
+        offset = randomness.normal(generators, shape).to(center)
+        # A uniform radius would crowd the middle: the volume within r grows as r to the number of dimensions.
+        radius = torch.stack([torch.rand(1, generator=g) for g in generators]) ** (1 / shape.numel())
+        radius = radius.to(center).view(-1, *[1] * len(shape))
+        unit = offset / (self.length(offset).view_as(radius) + 1e-10)
+        return self.project(center + self.eps * radius * unit, center)
+
+    @classmethod
+    def scale(cls, values: float) -> float:
+        """How large radii are for images of `values` numbers: those of two sizes stand to each other as their scales.
+
+        Example:
+            >>> L2Ball.scale(64 * 64) / L2Ball.scale(32 * 32), LinfBall.scale(64 * 64)
+            (2.0, 1.0)
+        """
+        return values**cls.growth
+
+    def name_for(self, attack: str) -> str:
+        """What an attack of `attacks` calls the norm.
+
+        Raises:
+            UserError: the attack cannot use the norm.
+        """
+        if attack not in self.attacks:
+            able = ", ".join(name for name, kind in NORMS.items() if attack in kind.attacks)
+            raise UserError(f"expected a norm of {able} for the attack {attack}, got {self.name}; use the attack pgd")
+        return self.attacks[attack]
+
+
+NORMS: dict[str, type[Ball]] = {}
+"""The norms by name, in the order in which they were registered."""
+
+B = TypeVar("B", bound=type[Ball])
+
+
+def register_norm(kind: B) -> B:
+    """Make a ball known by the name of its norm, wherever a norm is chosen: settings, ``--norm``, a model's card.
+
+    Use it as a decorator. Registering a name again replaces what it meant.
+
+    Raises:
+        UserError: the class has no `name` or no `growth`.
+
+    Example:
+        >>> @register_norm
+        ... class Half(LinfBall):
+        ...     name = "half"
+        >>> ball("half", 0.1)
+        Half(eps=0.1)
+        >>> del NORMS["half"]
+    """
+    missing = [fact for fact in ("name", "growth") if not hasattr(kind, fact)]
+    if missing:
+        raise UserError(f"expected a class with name and growth, got {kind.__name__} without {' and '.join(missing)}")
+    NORMS[kind.name] = kind
+    return kind
+
+
+def norm_named(name: str) -> type[Ball]:
+    """The class of the balls of a norm.
+
+    Raises:
+        UserError: no such norm is registered.
+
+    Example:
+        >>> norm_named("l2").usual_eps
+        0.5
+    """
+    if name not in NORMS:
+        raise UserError(f"expected a norm of {', '.join(NORMS)}, got {name!r}")
+    return NORMS[name]
+
+
+def ball(norm: str, eps: float) -> Ball:
+    """The ball of a norm by its name.
+
+    Raises:
+        UserError: no such norm, or a radius that is below 0 or not finite.
+
+    Example:
+        >>> ball("linf", 0.3)
+        LinfBall(eps=0.3)
+    """
+    return norm_named(norm)(eps)
+
+
+@register_norm
+class L2Ball(Ball):
     """Images within Euclidean distance `eps` of their centre, and within [0, 1].
 
     Example:
-        >>> ball = L2Ball(eps=1.0)
-        >>> moved = ball.project(torch.ones(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5))
+        >>> moved = L2Ball(eps=1.0).project(torch.ones(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5))
         >>> round(l2_norm(moved - 0.5).item(), 4)
         1.0
     """
 
-    eps: float
+    name = "l2"
+    growth = 0.5
+    usual_eps = 0.5
+    attacks: ClassVar[Mapping[str, str]] = {"apgd": "L2", "auto": "L2"}
 
-    def __post_init__(self) -> None:
-        _check_radius(self.eps)
+    def length(self, offset: Tensor) -> Tensor:
+        return l2_norm(offset).flatten()
 
     def direction(self, grad: Tensor) -> Tensor:
         # 1e-10 as in the authors' code: it keeps a zero gradient from dividing by zero.
@@ -71,17 +214,9 @@ class L2Ball:
         scale = (self.eps / l2_norm(offset).clamp_min(1e-12)).clamp_max(1.0)
         return torch.addcmul(center, offset, scale).clamp_(0, 1)
 
-    def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        shape = center.shape[1:]
-        offset = randomness.normal(generators, shape).to(center)
-        # A uniform radius would crowd the middle: the volume within r grows as r to the number of dimensions.
-        radius = torch.stack([torch.rand(1, generator=g) for g in generators]) ** (1 / shape.numel())
-        radius = radius.to(center).view(-1, *[1] * len(shape))
-        return self.project(center + self.eps * radius * self.direction(offset), center)
 
-
-@dataclass(frozen=True)
-class LinfBall:
+@register_norm
+class LinfBall(Ball):
     """Images no pixel of which is further than `eps` from its centre, and within [0, 1].
 
     Example:
@@ -89,10 +224,15 @@ class LinfBall:
         [[[[0.75, 1.0]]]]
     """
 
-    eps: float
+    name = "linf"
+    growth = 0.0
+    usual_eps = 8 / 255
+    usual_drawing = (0.1, 0.01)
+    single_step = 1.25  # Wong et al. 2020, Section 4.
+    attacks: ClassVar[Mapping[str, str]] = {"apgd": "Linf", "auto": "Linf"}
 
-    def __post_init__(self) -> None:
-        _check_radius(self.eps)
+    def length(self, offset: Tensor) -> Tensor:
+        return offset.flatten(1).abs().amax(1)
 
     def direction(self, grad: Tensor) -> Tensor:
         return grad.sign()
@@ -101,6 +241,7 @@ class LinfBall:
         return (center + (images - center).clamp(-self.eps, self.eps)).clamp_(0, 1)
 
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Uniform in the ball."""
         offset = 2 * randomness.uniform(generators, center.shape[1:]).to(center) - 1
         return self.project(center + self.eps * offset, center)
 
@@ -115,7 +256,7 @@ class Box:
     """
 
     def direction(self, grad: Tensor) -> Tensor:
-        return grad / (l2_norm(grad) + 1e-10)
+        return L2Ball(0).direction(grad)
 
     def project(self, images: Tensor, center: Tensor) -> Tensor:
         return images.clamp(0, 1)
@@ -177,26 +318,3 @@ class Consistent:
 
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         return back_project(self.constraint.random_start(center, generators), self.low)
-
-
-def ball(norm: str, eps: float) -> L2Ball | LinfBall:
-    """The ball of a norm by its name on the command line: ``"l2"`` or ``"linf"``.
-
-    Raises:
-        UserError: another name, or a radius that is not a positive finite number.
-
-    Example:
-        >>> ball("linf", 0.3)
-        LinfBall(eps=0.3)
-    """
-    if norm not in BALLS:
-        raise UserError(f"expected a norm of {', '.join(BALLS)}, got {norm!r}")
-    return BALLS[norm](eps)
-
-
-def _check_radius(eps: float) -> None:
-    if not (eps >= 0 and eps != float("inf")):
-        raise UserError(f"expected a finite radius eps of 0 or more, got {eps}; for no radius at all use Box()")
-
-
-BALLS = {"l2": L2Ball, "linf": LinfBall}

@@ -63,7 +63,7 @@ class CrossEntropy(Objective):
     """−log p(label | image): minimised, it makes images of the label (Santurkar et al. 2019, Section 3.1).
 
     Args:
-        model: a `Classifier`, whose fast twin is used, or any function from images to logits.
+        model: a `Classifier`, which is used frozen, or any function from images to logits.
         labels: (N,) integers, one an image.
 
     Raises:
@@ -83,7 +83,7 @@ class CrossEntropy(Objective):
             last = len(model.classes) - 1
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
                 raise UserError(f"expected labels from 0 to {last}, got {sorted(set(labels.tolist()))}")
-        self.network = model.synthesizer() if isinstance(model, Classifier) else model
+        self.network = model.frozen() if isinstance(model, Classifier) else model
         self.labels = labels.long()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class MixedCrossEntropy(Objective):
     def __init__(self, model: Classifier | Network, weights: Tensor) -> None:
         classes = len(model.classes) if isinstance(model, Classifier) else None
         self.weights = checked_weights(weights, classes)
-        self.network = model.synthesizer() if isinstance(model, Classifier) else model
+        self.network = model.frozen() if isinstance(model, Classifier) else model
 
     def __call__(self, images: Tensor) -> Tensor:
         if len(images) != len(self.weights):
@@ -166,7 +166,7 @@ class Ensemble(Objective):
 
 
 class Reordered:
-    """A classifier's fast twin with its logits in another order of the same classes.
+    """A frozen classifier with its logits in another order of the same classes.
 
     Args:
         network: images to logits in the order of `classes`.

@@ -1,6 +1,6 @@
 """One stream of random numbers per image.
 
-Image 17 of seed 0 is the same picture whether it is drawn alone, in a batch of a hundred, or by the third
+Image 17 of seed 0 is the same whether it is drawn alone, in a batch of a hundred, or by the third
 of four processes, because it never shares a generator with another image.
 """
 
@@ -18,7 +18,7 @@ from robustsynth.errors import UserError
 def generator(*key: int) -> torch.Generator:
     """A generator that depends on every number of `key`, and on nothing else.
 
-    It lives on the CPU whatever the device, so that a seed means the same picture everywhere.
+    It lives on the CPU whatever the device, so that a seed means the same image everywhere.
 
     Raises:
         UserError: a number below 0.

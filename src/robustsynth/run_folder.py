@@ -24,7 +24,7 @@ from robustsynth.errors import UserError
 from robustsynth.files import sha256, write_json, written_beside
 from robustsynth.images import save_png
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import WEIGHTS_FILE
+from robustsynth.models.store import WEIGHTS_FILE
 
 SETTINGS_FILE, FIGURE_FILE, UNFINISHED = "settings.json", "figure.png", "unfinished"
 

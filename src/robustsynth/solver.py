@@ -133,10 +133,10 @@ def solve(
         wanted = tuple(batch)
         padded = wanted + wanted[-1:] * (batch_size - len(wanted))
         failures: dict[int, int] = {}
-        before: Tensor | None = None
+        progress: Progress | None = None
         for run in range(runs):
-            stated = state(padded, run, before)
-            best, now = BestIterate(), stated.problem.start
+            stated = state(padded, run, None if progress is None else progress.stated.finish(progress.iterates))
+            best = BestIterate()
             iterates = pgd_steps(stated.problem, step_size=step_size, steps=steps, score_last=use_best)
             # Libraries of graphics cards may add up gradients in another order each time; on a processor this is idle.
             while (step := _next(iterates)) is not None:
@@ -147,8 +147,8 @@ def solve(
                         failures.setdefault(wanted[place], index)
                 now = best.images if use_best else step.images
                 loss = step.loss[: len(wanted)]
-                yield Progress(wanted, step.index, steps, run, runs, loss, dict(failures), stated, now)
-            before = stated.finish(now) if run < runs - 1 else None
+                progress = Progress(wanted, step.index, steps, run, runs, loss, dict(failures), stated, now)
+                yield progress
 
 
 def _next(iterates: Iterator[Step]) -> Step | None:
@@ -253,7 +253,7 @@ def results_of(progresses: Iterator[Progress], indices: Iterable[int]) -> list[T
     images = [results.images[index] for index in results.indices]
     if results.failures:
         place = {index: position for position, index in enumerate(results.indices)}
-        failures = {place[index]: step for index, step in results.failures.items()}
+        failures = {place[i]: step for i, step in results.failures.items()}
         raise NonFiniteError(stacked(images), failures)  # pyright: ignore[reportArgumentType]
     return images
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from robustsynth.constraints import norm_named
 from robustsynth.errors import UserError
 from robustsynth.images import LARGEST
 from robustsynth.resampling import resample
@@ -182,15 +183,14 @@ def _along(images: Tensor, by: int, dim: int) -> Tensor:
 
 
 def size_ratio(size: tuple[int, int], side: int, norm: str) -> float:
-    """What an ε meant for `side` × `side` images is multiplied by for a picture (H, W).
-
-    An ℓ2 distance over equally changed pixels grows as the root of their number; an ℓ∞ distance does not.
+    """What an ε meant for `side` × `side` images is multiplied by for a picture (H, W): see `Ball.growth`.
 
     Example:
         >>> size_ratio((64, 64), 32, "l2"), size_ratio((64, 64), 32, "linf")
         (2.0, 1.0)
     """
-    return (size[0] * size[1]) ** 0.5 / side if norm == "l2" else 1.0
+    scale = norm_named(norm).scale
+    return scale(size[0] * size[1]) / scale(side * side)
 
 
 def check_size(height: int, width: int) -> None:

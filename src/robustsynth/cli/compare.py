@@ -51,7 +51,7 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
     """
     from robustsynth.cli.describe import describe_model
     from robustsynth.files import only_writer
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.run_folder import RunFolder
     from robustsynth.tasks.compare import ComparisonSteps, comparison_folder, plan_comparison, write_comparison
 
@@ -101,7 +101,7 @@ def _classes(text: str, models: Sequence[Classifier]) -> list[str] | None:
 
 def _names(models: Sequence[str]) -> list[str]:
     """What to call the models: as they were asked for, a path by its last part where that tells them apart."""
-    from robustsynth.models.files import WEIGHTS_FILE
+    from robustsynth.models.store import WEIGHTS_FILE
 
     short: list[str] = []
     for name in models:

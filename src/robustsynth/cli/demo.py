@@ -32,7 +32,7 @@ def command(out: str, seed: int, device: str | None) -> None:
     from robustsynth.animations import save_animation
     from robustsynth.cli.describe import describe_model
     from robustsynth.images import save_png, to_uint8
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.sheet import class_sheet
     from robustsynth.tasks.compare import ComparisonSteps, plan_comparison
 

@@ -1,26 +1,41 @@
-"""``robustsynth evaluate``"""
+"""``robustsynth evaluate``: accuracy with and without an attack, printed as it is known, kept so that it goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
-from robustsynth.cli.options import Numbers
+from robustsynth.cli import interactive, say
+from robustsynth.cli.options import Norm, Numbers
+from robustsynth.cli.progress import STOPPED
+from robustsynth.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from robustsynth.data import ImageData
+    from robustsynth.evaluation.accuracy import Accuracy, EvaluationResult
+    from robustsynth.evaluation.attacks import Attack
     from robustsynth.models.classifier import Classifier
+    from robustsynth.processes import Workers
+
+MASKING_IMAGES = 100
+"""How many images are looked at for signs of masked gradients, at most."""
+
+SQUARE_ALARM = 0.002
+"""The share that Square alone may take before it is a sign of masked gradients: the package's own bound."""
 
 
 @click.command("evaluate")
-@click.option("--model", "model_name", required=True, help="A bundled name or a model folder.")
+@click.option("--model", required=True, help="A bundled name or a model folder.")
 @click.option("--data", required=True, help="A folder of class folders or parquet files, or a Hugging Face Hub name.")
 @click.option("--split", default="test", show_default=True, help="Which part of the data.")
 @click.option(
@@ -30,7 +45,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="auto is AutoAttack by its authors' package, for figures to stand beside RobustBench's.",
 )
-@click.option("--norm", type=click.Choice(["l2", "linf"]), default=None, help="The model's own if not given.")
+@click.option("--norm", type=Norm(), default=None, help="Such as l2 or linf; the model's own if not given.")
 @click.option(
     "--eps",
     type=Numbers(float),
@@ -59,82 +74,54 @@ if TYPE_CHECKING:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=None)
 @click.option("--device", default=None, help="cpu or cuda.")
-@click.option("--out", type=click.Path(), default=None, help="Where auto keeps what is done; the cache if not given.")
+@click.option("--out", type=click.Path(), default=None, help="Where what is done is kept; the cache if not given.")
+@click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
 @click.option("--check-masking", is_flag=True, help="Also look for signs that gradients are masked.")
 @click.option("--record", is_flag=True, help="Write the figures into the model's card.")
-def command(
-    model_name: str,
-    data: str,
-    split: str,
-    attack: str,
-    norm: str | None,
-    eps: tuple[float, ...] | None,
-    num: int | None,
-    seed: int,
-    restarts: int,
-    steps: int | None,
-    precision: str | None,
-    batch_size: int | None,
-    device: str | None,
-    out: str | None,
-    check_masking: bool,
-    record: bool,
-) -> None:
+def command(**asked: Any) -> None:
     """Measure a classifier: clean accuracy, and accuracy under an attack.
 
     PGD is 20 steps of 2.5·eps/20, once from the image itself and once from a random start; an image counts only if
-    it is right clean and after both. APGD is 100 steps on each of two losses, from random starts. AutoAttack goes on
-    where it stopped when the same command is run again. Intervals are of 95 % confidence.
+    it is correct clean and after both. APGD is 100 steps on each of two losses, from random starts. An interrupted
+    run goes on when the same command is run again. Intervals are of 95 % confidence.
     """
-    import numpy as np
-
     from robustsynth.cli.describe import describe_model
-    from robustsynth.cli.evaluate_runs import look_for_masking, measure_auto, measure_quickly
     from robustsynth.cli.workers import one_voice
     from robustsynth.data import load_data
-    from robustsynth.errors import UserError
-    from robustsynth.models.files import load_model
+    from robustsynth.models.store import load_model
     from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
     with workers.joined(), one_voice(workers):
         tell: Callable[[str], object] = say if workers.first else lambda text: None
-        if attack == "auto" and (steps is not None or restarts != 1):
+        attack, given = asked["attack"], {name: asked[name] for name in ("seed", "precision", "batch_size")}
+        attempts = {name: asked[name] for name in ("restarts", "steps")}
+        if attack == "auto" and attempts != {"restarts": 1, "steps": None}:
             raise UserError(
                 "expected --steps and --restarts with --attack pgd or apgd, got them with auto, which fixes them"
             )
-        if attack != "auto" and out is not None:
-            raise UserError(f"expected --out with --attack auto, got it with {attack}, which keeps nothing")
-        model = load_model(model_name, device=workers.device(device))
-        if record and (model.card is None or model.folder is None):
+        model = load_model(asked["model"], device=workers.device(asked["device"]))
+        if asked["record"] and (model.card is None or model.folder is None):
             raise UserError("expected a model folder with a card to --record into")
         tell(describe_model(model))
-        norm, eps = _ball(model, norm, eps)
+        norm, eps = _threat_model(model, asked["norm"], asked["eps"])
+        data, split = asked["data"], asked["split"]
         images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=tell)
         labels = _labels(model, images, tell)
-        chosen = np.arange(len(images))
-        if num is not None and num < len(images):
-            chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:num])
-        given: dict[str, Any] = {"norm": norm, "seed": seed, "precision": precision, "batch_size": batch_size}
-        if attack == "auto":
-            folder = None if out is None else Path(out)
-            measured = measure_auto(model, images.images, labels, eps, num, folder, workers, tell, given)
-        else:
-            given["precision"] = precision or (None if attack == "pgd" else "float32")
-            more = {"attack": attack, "restarts": restarts, "steps": steps}
-            measured = measure_quickly(model, images.images, labels, chosen, eps, workers, tell, given | more)
-        if not workers.first:
-            return
-        if check_masking:
-            look_for_masking(model, images.images, labels, eps, num, given)
-        if record and model.folder is not None:
+        attacks = _attacks(model, attack, norm, eps, attempts, given, workers)
+        folder = None if asked["out"] is None else Path(asked["out"])
+        run = _Measurement(images.images, labels, asked["num"], folder, asked["overwrite"], workers, tell)
+        measured = run.measure(attacks)
+        if workers.first and asked["check_masking"]:
+            _look_for_masking(model, images.images, labels, norm, eps, asked["num"], given)
+        if workers.first and asked["record"] and model.folder is not None:
             _record(model.folder, attack, {"data": f"{images.name} {split}", **measured})
             say(f"recorded in {model.folder / 'card.json'}")
 
 
-def _ball(model: Classifier, norm: str | None, eps: tuple[float, ...] | None) -> tuple[str, tuple[float, ...]]:
-    """The ball that was asked for, or the model's own."""
-    from robustsynth.errors import UserError
+def _threat_model(model: Classifier, norm: str | None, eps: tuple[float, ...] | None) -> tuple[str, tuple[float, ...]]:
+    """The norm and the radii that were asked for, or the model's own."""
+    from robustsynth.constraints import norm_named
 
     if eps is not None and not all(0 <= radius < math.inf for radius in eps):
         raise UserError(f"expected radii --eps of 0 or more, got {', '.join(f'{radius:g}' for radius in eps)}")
@@ -143,14 +130,44 @@ def _ball(model: Classifier, norm: str | None, eps: tuple[float, ...] | None) ->
     norm = norm or own_norm
     if eps is None and norm != own_norm:
         raise UserError(f"expected --eps with --norm {norm}, because the model's own radius is of {own_norm}, got none")
-    return norm, eps if eps is not None else tuple(e for e in (threat_model.get("eps", 0.0),) if e) or (0.5,)
+    if eps is None:
+        usual = threat_model.get("eps") or norm_named(norm).usual_eps
+        if usual is None:
+            raise UserError(f"expected --eps with --norm {norm}, which has no usual radius, got none")
+        eps = (usual,)
+    return norm, eps
+
+
+def _attacks(
+    model: Classifier,
+    attack: str,
+    norm: str,
+    eps: Sequence[float],
+    attempts: dict[str, Any],
+    given: dict[str, Any],
+    workers: Workers,
+) -> list[Attack]:
+    """The attack that was asked for, at each radius."""
+    from robustsynth.evaluation.attacks import GradientAttack
+    from robustsynth.evaluation.auto_attack import AutoAttack
+
+    radii = [radius for radius in dict.fromkeys(eps) if radius > 0]
+    given = given | {"norm": norm, "precision": given["precision"] or (None if attack == "pgd" else "float32")}
+    if attack == "auto":
+        if not radii:
+            raise UserError(f"expected a radius --eps above 0 for AutoAttack, got {', '.join(map(str, eps)) or 'none'}")
+        return [AutoAttack(model, eps=radius, **given) for radius in radii]
+    # As the first process measures it, or each might take another precision.
+    sizes = {name: given[name] for name in ("precision", "batch_size")}
+    execution = workers.agreed(lambda: model.frozen(**sizes).execution)
+    given |= {"precision": execution.precision, "batch_size": execution.batch_size}
+    return [GradientAttack(model, attack, eps=radius, **attempts, **given) for radius in radii or [0.0]]
 
 
 def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object]) -> np.ndarray:
     """The data's labels as the model numbers its classes."""
     import numpy as np
 
-    from robustsynth.errors import UserError
     from robustsynth.models.class_names import matching_class
 
     if len(images.classes) != len(model.classes):
@@ -171,6 +188,183 @@ def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object])
         f"expected data with the model's classes ({', '.join(model.classes)}), got {name!r} among "
         f"{', '.join(images.classes)}; rename the folders, or leave out what the model was not trained on"
     )
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Images, and how people hear of what an attack leaves of them."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    num: int | None
+    folder: Path | None
+    overwrite: bool
+    workers: Workers
+    tell: Callable[[str], object]
+
+    def measure(self, attacks: Sequence[Attack]) -> dict[str, Any]:
+        """Print the accuracy under each attack, and give what a card keeps of it."""
+        from robustsynth.evaluation.accuracy import Accuracy
+        from robustsynth.evaluation.masking import rising
+
+        rows: list[dict[str, Any]] = []
+        found: list[Accuracy] = []
+        for attack in attacks:
+            # One folder for each radius only where there are several, so that --out is where people look.
+            folder = self.folder
+            if folder is not None and len(attacks) > 1:
+                folder /= f"eps-{attack.ball.eps:g}"
+            result = self._run(attack, folder)
+            if self.workers.first:
+                _echo(attack, result, clean=not rows or bool(attack.titles))
+            if not rows:
+                found.append(Accuracy(0.0, result.clean, result.done))
+                rows.append(_card_row(found[0]))
+            if attack.attempts:
+                found.append(result.robust)
+                left = {
+                    attack.titles[name]: count / result.done for name, count in result.left.items() if attack.titles
+                }
+                rows.append(_card_row(result.robust) | ({"left_after": left} if left else {}))
+        if self.workers.first and rising(found).seen:
+            say(f"beware: accuracy rises with eps, which is a sign of masked gradients ({rising(found).figures})")
+        return {
+            "norm": attacks[0].ball.name,
+            "attack": attacks[0].describe(),
+            "precision": f"attacked in {attacks[0].precision}, decided in float32",
+            "seed": attacks[0].seed,
+            "rows": rows,
+        }
+
+    def _run(self, attack: Attack, folder: Path | None) -> EvaluationResult:
+        from robustsynth.evaluation.accuracy import EvaluationRun, drawn
+        from robustsynth.files import only_writer
+
+        order = drawn(len(self.images), self.num, attack.seed)
+        run = EvaluationRun(attack, self.images, self.labels, order, folder=folder, overwrite=self.overwrite)
+        assert run.folder is not None
+        self.tell(f"{_heading(attack, len(order))}; what is done is kept in {run.folder}")
+        if not self.overwrite and (before := run.result().done):
+            self.tell(f"{before} of {len(order)} images are done already")
+        mine = sum(map(len, self.workers.share(run.batches)))
+        # SIGTERM, which torchrun sends, stops as Ctrl-C does.
+        handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            alone = only_writer(run.folder) if self.workers.first else contextlib.nullcontext()
+            with alone, _progress(mine, shown=self.workers.first) as advance:
+                result = run.run(workers=self.workers, on_images=advance)
+        except KeyboardInterrupt:
+            result = run.result()
+            if self.workers.first:
+                if result.done:
+                    _echo(attack, result)
+                say(f"stopped after {result.done} of {result.wanted} images; the same command goes on")
+            raise SystemExit(STOPPED) from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        if not result.complete:
+            raise UserError(f"expected a folder --out that all machines see, got {run.folder}; name another one")
+        return result
+
+
+def _heading(attack: Attack, images: int) -> str:
+    """What is about to be measured; fewer than nine other classes are all of them AutoAttack's targets."""
+    classes = len(attack.model.classes)
+    targets = f", {classes - 1} targets" if attack.titles and classes < 10 else ""
+    package = f"{attack.record()['package']}, " if attack.titles else ""
+    return (
+        f"{attack.name}, {images:,} images, {attack.ball.name} at eps {attack.ball.eps:g}{targets} ({package}attacked "
+        f"in {attack.precision}, decided in float32, {attack.batch_size} images a batch)"
+    )
+
+
+def _echo(attack: Attack, result: EvaluationResult, *, clean: bool = True) -> None:
+    """What is left after the attack, and after each attempt that has a title; and what there is to warn of."""
+    from robustsynth.evaluation.accuracy import Accuracy
+
+    if clean:
+        _echo_row("clean", Accuracy(0.0, result.clean, result.done))
+    for name, title in attack.titles.items():
+        if name in result.left:
+            _echo_row(f"  left after {title}", Accuracy(result.eps, result.left[name], result.done))
+    if attack.attempts:
+        _echo_row(f"{attack.name} {attack.ball.name} at eps {result.eps:g}", result.robust)
+    if attack.titles:
+        counted = f"{result.done:,} images" if result.complete else f"{result.done:,} of {result.wanted:,} images"
+        click.echo(f"{attack.name}, {counted}")
+    for warning in _warnings_of(result):
+        click.echo(f"beware: {warning}", err=True)
+
+
+def _echo_row(name: str, row: Accuracy) -> None:
+    low, high = row.interval
+    click.echo(f"{name:28} {100 * row.share:6.2f} %  [{100 * low:.2f}, {100 * high:.2f}]  of {row.total} images")
+
+
+def _warnings_of(result: EvaluationResult) -> list[str]:
+    """What the package warned of, and whether its black-box attack found what the others missed."""
+    found = [f"the package says: {text}" for text in result.warnings]
+    counts = list(result.left.values())
+    taken = counts[-2] - counts[-1] if "square" in result.left else 0
+    if taken > max(SQUARE_ALARM * result.done, 1):
+        found.append(
+            f"Square, which uses no gradients, found {taken} of {result.done} images more than the attacks that do: "
+            "a sign of masked gradients; see --check-masking"
+        )
+    return found
+
+
+def _card_row(row: Accuracy) -> dict[str, Any]:
+    return {"eps": row.eps, "share": row.share, "images": row.total, "interval": [round(v, 4) for v in row.interval]}
+
+
+def _look_for_masking(
+    model: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    norm: str,
+    eps: Sequence[float],
+    num: int | None,
+    given: dict[str, Any],
+) -> None:
+    """Print the signs of masked gradients at the largest radius."""
+    from robustsynth.evaluation.accuracy import drawn
+    from robustsynth.evaluation.masking import check_masking
+
+    chosen = drawn(len(images), min(num or MASKING_IMAGES, MASKING_IMAGES), given["seed"])
+    say(f"signs of masked gradients at eps {max(eps):g}, on {len(chosen)} images")
+    with _progress(len(chosen)) as advance:
+        where: dict[str, Any] = {"norm": norm, "eps": max(eps), "indices": chosen}
+        signs = check_masking(model, images, labels, on_images=advance, **where, **given)
+    for sign in signs:
+        click.echo(f"{'SEEN' if sign.seen else 'not seen':9} {sign.name}: {sign.figures}")
+    if any(sign.seen for sign in signs):
+        click.echo("the figures above may be too good: gradients may be masked")
+
+
+@contextlib.contextmanager
+def _progress(total: int, *, shown: bool = True) -> Iterator[Callable[[float], object]]:
+    """A progress bar with the time left; where nobody watches, a line on it after half a minute."""
+    from tqdm import tqdm
+
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images, {elapsed} gone, {remaining} left"
+    hidden = not (shown and interactive())
+    with tqdm(total=total, disable=hidden, desc="attacking", bar_format=form) as bar:
+        began, done, there, said = time.monotonic(), 0.0, 0.0, not (shown and hidden)
+
+        def advance(images: float) -> None:
+            nonlocal done, there, said
+            bar.update(images)
+            done += images
+            gone = time.monotonic() - began
+            if gone < 1:
+                there = done  # By an earlier run of the same command.
+            if not said and gone > 30 and there < done < total:
+                said = True
+                minutes = max(1, round(gone * (total - done) / (done - there) / 60))
+                say(f"about {minutes} minute{'s' if minutes > 1 else ''} to go")
+
+        yield advance
 
 
 def _record(folder: Path, attack: str, measured: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class FeaturesRun:
 
     def __init__(self, options: dict[str, Any]) -> None:
         from robustsynth.data import load_data
-        from robustsynth.models.files import load_model
+        from robustsynth.models.store import load_model
         from robustsynth.run_folder import RunFolder, model_identity
         from robustsynth.tasks.features import resolve_features
 
@@ -90,7 +90,7 @@ class FeaturesRun:
             new_files=(ATLAS_FILE, FEATURES_FILE),
         )
         precision, batch_size = self.folder.execution(options["precision"], options["batch_size"])
-        self.execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        self.execution = model.frozen(precision=precision, batch_size=batch_size).execution
         self.rows = {row.unit: row for row in self._read()} if self.folder.earlier else {}
         self.missing = [unit for unit in self.units if not self._is_there(unit)]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from robustsynth.models.classifier import Classifier
+    from robustsynth.models.execution import Execution
     from robustsynth.processes import Workers
     from robustsynth.solver import Progress
 
@@ -81,7 +82,7 @@ class GenerateRun:
     """One call of the command, in one of several processes."""
 
     def __init__(self, options: dict[str, Any], workers: Workers) -> None:
-        from robustsynth.models.files import load_model
+        from robustsynth.models.store import load_model
         from robustsynth.run_folder import NpzSamples, PngSamples, RunFolder, model_identity
         from robustsynth.tasks.call import Call
         from robustsynth.tasks.targets import check_targets, main_classes, named, start_identity
@@ -101,8 +102,7 @@ class GenerateRun:
         ensemble = [load_model(name, device=options["device"]) for name in others]
         targets = check_targets(_targets(model, options), model)
         self.labels, self.classes = main_classes(targets), [named(target, model.classes) for target in targets]
-        side = model.image_size or 0
-        self.call = Call(GENERATE, model, settings, [(side, side)] * len(targets))
+        self.call = Call(GENERATE, model, settings, [(model.image_size or 0, model.image_size or 0)] * len(targets))
         self.call.give(labels=targets, seed=options["seed"], ensemble=ensemble)
         asked = {
             "task": "generate",
@@ -130,7 +130,7 @@ class GenerateRun:
             self.names = [name[:6] for name in self.names]  # Version 0.1.0 had numbers alone.
         precision, batch_size = folder.execution(options["precision"], options["batch_size"])
         # As the first process measures it, or images would be of two kinds.
-        self.execution = workers.agreed(lambda: model.synthesizer(precision=precision, batch_size=batch_size).execution)
+        self.execution = workers.agreed(lambda: self._chosen(precision, batch_size))
         self.call.execute(self.execution.precision, self.execution.batch_size)
         self.samples = kind(folder.out, self.names)
         workers.wait()  # Until all have seen the folder as it was.
@@ -139,6 +139,10 @@ class GenerateRun:
         workers.wait()
         self.missing = list(range(len(targets))) if folder.replaces else self.samples.missing()
         workers.wait()  # Or one might find what another has drawn already, and share out another rest.
+
+    def _chosen(self, precision: str | None, batch_size: int | None) -> Execution:
+        self.call.execute(precision, batch_size)
+        return self.call.execution
 
     def run(self) -> None:
         """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from robustsynth.cli import say
-from robustsynth.cli.options import Numbers
+from robustsynth.cli.options import Norm, Numbers
 from robustsynth.errors import UserError
 
 
@@ -22,7 +22,7 @@ from robustsynth.errors import UserError
 @click.option("--mean", type=Numbers(float), default=None, help="Of each channel in [0, 1], where the file has none.")
 @click.option("--std", type=Numbers(float), default=None, help="Of each channel in [0, 1], where the file has none.")
 @click.option("--image-size", type=click.IntRange(min=1), default=None, help="Side in pixels, if --data does not tell.")
-@click.option("--norm", type=click.Choice(["l2", "linf"]), default=None, help="What it was trained to withstand.")
+@click.option("--norm", type=Norm(), default=None, help="What it was trained to withstand, l2 or linf.")
 @click.option("--eps", type=float, default=None, help="The radius, in units of [0, 1]; 0 is standard training.")
 @click.option("--licence", default="not stated", show_default=True, help="Of the weights.")
 @click.option("--key", default=None, help="Which state dict of a checkpoint that has several, such as ema.")

@@ -33,6 +33,19 @@ class Numbers(click.ParamType):
             self.fail(f"expected comma-separated numbers such as 0.25,0.5, got {value!r}", param, ctx)
 
 
+class Norm(click.ParamType):
+    """A norm by its name. Which there are is asked when it is checked, because that takes torch."""
+
+    name = "norm"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from robustsynth.constraints import NORMS
+
+        if value not in NORMS:
+            self.fail(f"expected a norm of {', '.join(NORMS)}, got {value!r}", param, ctx)
+        return value
+
+
 def option_of(option: Option) -> Callable[[Any], Any]:
     """An option of a task's input as click has it."""
     kind: Any = click.IntRange(min=option.least) if option.least is not None else option.type

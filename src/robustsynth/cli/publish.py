@@ -36,8 +36,8 @@ def command(
 
     Log in first with `hf auth login`. Anybody then has it as --model hf://owner/name.
     """
-    from robustsynth.models.files import find_model
     from robustsynth.models.hub import hub_name, publish_folder
+    from robustsynth.models.store import find_model
 
     hub_name(to)
     source = find_model(model_name)
@@ -57,9 +57,8 @@ def command(
 
 def _prepare(source: Path, folder: Path, to: str, samples: bool, seed: int, device: str | None) -> None:
     """All files of the repository. The model is loaded first, so that a damaged one is never published."""
-    from robustsynth.models.files import load_model
-    from robustsynth.models.hub import MODEL_FILES
-    from robustsynth.models.model_page import model_page
+    from robustsynth.models.hub import MODEL_FILES, model_page
+    from robustsynth.models.store import load_model
 
     model = load_model(source, device=device)
     card = model.card
@@ -68,12 +67,11 @@ def _prepare(source: Path, folder: Path, to: str, samples: bool, seed: int, devi
     for name in MODEL_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    picture = "samples.png" if samples else None
-    if picture:
-        _draw(model, folder / picture, seed)
+    if samples:
+        _draw(model, folder / "samples.png", seed)
     if card.licence == "not stated":
         say("its licence is not stated: people will not know what they may do with it")
-    page = model_page(card, repository=to, samples=picture)
+    page = model_page(card, repository=to, samples="samples.png" if samples else None)
     (folder / "README.md").write_text(page, encoding="utf-8")
 
 

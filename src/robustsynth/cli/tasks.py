@@ -111,7 +111,7 @@ class ImageRun:
 
     def __init__(self, task: Task, images: Sequence[str], options: dict[str, Any]) -> None:
         from robustsynth.files import sha256
-        from robustsynth.models.files import load_model
+        from robustsynth.models.store import load_model
         from robustsynth.run_folder import RunFolder, model_identity
         from robustsynth.tasks.call import Call
 

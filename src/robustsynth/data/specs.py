@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustsynth.errors import UnknownNameError
+from robustsynth.names import name_key
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """A mean and a standard deviation of each channel, in units of [0, 1]."""
@@ -234,8 +235,8 @@ def positions_of(names: Sequence[str], classes: Sequence[str]) -> list[int | Non
         >>> positions_of(["Ship", "zebra"], ["cat", "ship"])
         [1, None]
     """
-    positions = {name.strip().casefold(): index for index, name in enumerate(classes)}
-    return [positions.get(name.strip().casefold()) for name in names]
+    positions = {name_key(name): index for index, name in enumerate(classes)}
+    return [positions.get(name_key(name)) for name in names]
 
 
 def _comparable(name: str) -> str:

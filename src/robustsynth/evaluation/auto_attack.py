@@ -1,8 +1,8 @@
-"""AutoAttack by its authors' own package, on one batch, one attack after the other.
+"""AutoAttack, by its authors' own package.
 
 Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks*, ICML
-2020. The attacks and their settings are the package's standard version, as on RobustBench; here is only what it does
-not do: to say what each attack left, and to look at every adversarial image again before it is believed.
+2020. The attacks and their settings are the package's standard version, as on RobustBench. This module runs one of them
+at a time on a batch, so that what each one left is known, and checks every adversarial image before it counts.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import contextlib
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
+from robustsynth.evaluation.attacks import Attack
 from robustsynth.models.classifier import Classifier
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 """The attacks of the standard version, in its order."""
 NAMES = {"apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
 """The attacks as their authors write them."""
-_NORMS = {"l2": "L2", "linf": "Linf"}
 _LOGGER = "auto-attack"
 
 
@@ -83,30 +83,24 @@ def forward_passes(attack: str, classes: int) -> int:
     return passes[attack]
 
 
-def cost(attack: str, classes: int) -> int:
-    """The work of an attack in forward passes of an image, for how long there is to go: a backward one costs two.
-
-    Example:
-        >>> cost("apgd-ce", 10), cost("square", 10)
-        (303, 5000)
-    """
-    return forward_passes(attack, classes) * (1 if attack == "square" else 3)
-
-
-class AutoAttacker:
+class AutoAttack(Attack):
     """The attacks on one classifier, in one ball.
 
     Args:
         model: the classifier.
-        norm: ``l2`` or ``linf``.
+        norm: one that AutoAttack knows, ``l2`` or ``linf``.
         eps: the radius in pixel units.
-        precision: what the attacks see; float32 is what others' figures are measured with.
-        on_pass: called at each forward pass of an attack.
+        seed: of the package's random numbers.
+        precision: float32, which others' figures are measured with, where None.
+        batch_size: images that share random numbers; 16 on a processor, 256 on a graphics card where None.
         square_queries: of Square; None for the standard version's 5,000.
 
     Raises:
-        UserError: the package is not installed, the radius is not above 0, or the images are too small for Square.
+        UserError: the package is not installed or does not know the norm, the radius is not above 0, or the images are
+            too small for Square.
     """
+
+    titles: ClassVar[Mapping[str, str]] = NAMES
 
     def __init__(
         self,
@@ -114,68 +108,73 @@ class AutoAttacker:
         *,
         norm: str,
         eps: float,
-        precision: str = "float32",
-        on_pass: Callable[[], object] | None = None,
+        seed: int = 0,
+        precision: str | None = None,
+        batch_size: int | None = None,
         square_queries: int | None = None,
     ) -> None:
-        ball(norm, eps)
+        attacked_ball = ball(norm, eps)
+        self.package_norm = attacked_ball.name_for("auto")
         if not eps > 0:
             raise UserError(f"expected a radius eps above 0 for AutoAttack, got {eps:g}")
         if model.image_size is not None and model.image_size < 5:
             raise UserError(f"expected images of 5 or more pixels a side for AutoAttack, got {model.image_size}")
         self.package = load_package()
-        self.norm, self.eps, self.device = norm, eps, model.device
-        self.classes = len(model.classes)
-        # The batch size is given so that none is measured; the twins take any.
-        self.seen = model.synthesizer(precision=precision, batch_size=1)
-        self.exact = model.synthesizer(precision="float32", batch_size=1)
-        self.on_pass, self.square_queries = on_pass, square_queries
+        size = batch_size or (256 if model.device.type == "cuda" else 16)
+        super().__init__(model, attacked_ball, seed=seed, precision=precision or "float32", batch_size=size)
+        self.frozen = model.frozen(precision=self.precision, batch_size=1)
+        self.square_queries, self.classes = square_queries, len(model.classes)
+        self.attempts = attacks_for(self.classes)
+        self.name = title(self.classes)
 
-    def right(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Which images are right in float32, (N,) booleans."""
-        with torch.no_grad():
-            return self.exact(images).argmax(1) == labels
+    def record(self) -> dict[str, Any]:
+        return super().record() | {"attacks": list(self.attempts), "package": package_version()}
 
-    def survivors(self, attack: str, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, list[str]]:
-        """Which images stay right under one attack, (N,) booleans, and what the package warns of.
+    def describe(self) -> str:
+        return f"{self.name}, standard version of {package_version()}"
 
-        An adversarial image counts only if float32 errs on it and it lies in the ball and in [0, 1].
+    def passes(self, attempt: str) -> int:
+        return forward_passes(attempt, self.classes)
 
-        Args:
-            attack: one of `attacks_for`.
-            images: (N, C, H, W) in [0, 1], all of them right without an attack.
-            labels: (N,).
-            seed: of the package's random numbers, which all images of the batch share.
-        """
-        devices = [self.device] if self.device.type == "cuda" else []
+    def cost(self, attempt: str) -> int:
+        return self.passes(attempt) if attempt == "square" else super().cost(attempt)
+
+    def survivors(
+        self, attempt: str, images: Tensor, labels: Tensor, *, seed: int, numbers: Sequence[int] = ()
+    ) -> tuple[Tensor, list[str]]:
+        """As `Attack.survivors`; an adversarial image counts only if float32 errs on it and it is in the ball."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
         # The package seeds PyTorch's own generators; whoever calls this keeps theirs.
         with torch.random.fork_rng(devices=devices), _warnings() as warnings, _own_trace():
             runner = self.package.AutoAttack(
-                self._watched, norm=_NORMS[self.norm], eps=self.eps, seed=seed, version="standard", device=self.device
+                self._watched,
+                norm=self.package_norm,
+                eps=self.ball.eps,
+                seed=seed,
+                version="standard",
+                device=self.model.device,
             )
             # Where there are fewer than nine other classes, all of them are targets.
             targets = min(9, self.classes - 1)
             runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = targets
             if self.square_queries is not None:
                 runner.square.n_queries = self.square_queries
-            runner.attacks_to_run = [attack]
+            runner.attacks_to_run = [attempt]
             attacked, _ = runner.run_standard_evaluation(images, labels, batch_size=len(images))
         with torch.no_grad():
             # In reduced precision an image that is wrong from the first is never attacked, and must not count as held.
-            held = self.right(attacked, labels) & (self.seen(images).argmax(1) == labels)
+            held = self.correct(attacked, labels) & (self.frozen(images).argmax(1) == labels)
             return held | ~self._allowed(attacked, images), warnings
 
     def _watched(self, images: Tensor) -> Tensor:
         if self.on_pass is not None:
             self.on_pass()
-        return self.seen(images)
+        return self.frozen(images)
 
     def _allowed(self, attacked: Tensor, images: Tensor) -> Tensor:
-        offset = (attacked - images).flatten(1)
-        length = offset.norm(dim=1) if self.norm == "l2" else offset.abs().amax(1)
         within = (attacked >= 0).flatten(1).all(1) & (attacked <= 1).flatten(1).all(1)
         # Float32's rounding over thousands of pixels, and no more.
-        return within & (length <= self.eps * (1 + 1e-4) + 1e-6)
+        return within & (self.ball.length(attacked - images) <= self.ball.eps * (1 + 1e-4) + 1e-6)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,20 @@
-"""A classifier of images in [0, 1], with its normalisation inside."""
+"""A classifier of images in [0, 1] with its normalisation inside, and the fast frozen form of it that the loop runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustsynth.errors import UnknownNameError, UserError
-
-if TYPE_CHECKING:
-    from robustsynth.models.card import ModelCard
-    from robustsynth.models.synthesizer import Synthesizer
+from robustsynth.models.card import ModelCard
+from robustsynth.models.execution import PRECISIONS, Execution, chosen_execution
+from robustsynth.models.folding import fold_batch_norm, keep_rows_apart, reduce_but_logits, reducible
+from robustsynth.names import name_position
 
 
 class Classifier(nn.Module):
@@ -55,7 +56,9 @@ class Classifier(nn.Module):
         self.folder = folder
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self._synthesizers: dict[Any, Synthesizer] = {}
+        self._frozen: dict[Any, FrozenClassifier] = {}
+        self._executions: dict[Any, Execution] = {}
+        self._versions: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def wrap(
@@ -102,6 +105,11 @@ class Classifier(nn.Module):
         return self.folder.name if self.folder is not None else type(self.network).__name__
 
     @property
+    def aliases(self) -> Mapping[str, Sequence[str]]:
+        """Other names of its classes, as its card has them (see `ModelCard`); none without a card."""
+        return {} if self.card is None else self.card.aliases
+
+    @property
     def device(self) -> torch.device:
         """The device that it is on."""
         return self.mean.device
@@ -128,25 +136,60 @@ class Classifier(nn.Module):
         """
         return representation(self.network, self, images)
 
-    def synthesizer(self, *, precision: str | None = None, batch_size: int | None = None) -> Synthesizer:
-        """The fast frozen twin that synthesis runs: see `robustsynth.models.synthesizer.Synthesizer`.
+    def frozen(
+        self, *, precision: str | None = None, batch_size: int | None = None, images: int | None = None
+    ) -> FrozenClassifier:
+        """The fast form of this classifier that images are optimised with; it is built again when weights change.
 
         Args:
             precision: ``"float32"`` or ``"bfloat16"``; measured once per model and machine where None.
-            batch_size: images a batch; measured likewise.
-        """
-        from robustsynth.models.synthesizer import build_synthesizer
+            batch_size: images a batch; what is fastest for `images` where None, measured likewise.
+            images: how many there are to be optimised; None for many.
 
+        Raises:
+            UserError: an unknown precision, or a batch size below 1.
+
+        Example:
+            >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+            >>> model = Classifier.wrap(net, classes=2, mean=[0] * 3, std=[1] * 3, image_size=2)
+            >>> model.frozen(precision="float32", batch_size=4).execution.batch_size
+            4
+        """
+        if precision not in (None, *PRECISIONS):
+            raise UserError(f"expected a precision of {', '.join(PRECISIONS)}, got {precision!r}")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
         # Weights that have changed (their version counts) or been exchanged since must not be served from the cache.
         tensors = (*self.network.parameters(), *self.network.buffers())
         versions = tuple((id(t), t.data_ptr(), t._version) for t in tensors)
-        key = (precision, batch_size, str(self.device), torch.get_num_threads())
-        known = self._synthesizers.get(key)
-        if known is None or known.versions != versions:
-            known = build_synthesizer(self, precision=precision, batch_size=batch_size)
-            known.versions = versions
-            self._synthesizers[key] = known
-        return known
+        if versions != self._versions:
+            self._frozen, self._versions = {}, versions
+        where = (str(self.device), torch.get_num_threads())
+
+        def built(name: str, execution: Execution | None = None) -> FrozenClassifier:
+            key = (name, execution, *where)
+            if key not in self._frozen:
+                if execution is None:
+                    self._frozen[key] = FrozenClassifier(self, fold_batch_norm(self.network), name)
+                else:  # The same network: what it does not depend on is how many images it is given at a time.
+                    self._frozen[key] = copy.copy(built(name))
+                    self._frozen[key].execution = execution
+            return self._frozen[key]
+
+        asked = (precision, batch_size, images, *where)
+        if asked not in self._executions:
+            self._executions[asked] = chosen_execution(
+                built,
+                network=self.network,
+                image_size=self.image_size,
+                channels=self.channels,
+                device=self.device,
+                precision=precision,
+                batch_size=batch_size,
+                images=images,
+            )
+        execution = self._executions[asked]
+        return built(execution.precision, execution)
 
     def class_index(self, name: str | int) -> int:
         """The position of a class given by name or index.
@@ -162,10 +205,10 @@ class Classifier(nn.Module):
             if 0 <= int(name) < len(self.classes):
                 return int(name)
             raise UserError(f"expected a class index from 0 to {len(self.classes) - 1}, got {name}")
-        lowered = [c.lower() for c in self.classes]
-        if name.lower() not in lowered:
+        position = name_position(name, self.classes)
+        if position is None:
             raise UnknownNameError("class", name, self.classes, f"(model {self.name!r})")
-        return lowered.index(name.lower())
+        return position
 
     def _check(self, images: Tensor) -> None:
         size = self.image_size
@@ -177,22 +220,80 @@ class Classifier(nn.Module):
             )
 
 
-def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
-    """The input of the linear layer of `network` that runs last while ``call(images)`` runs."""
-    captured: list[Tensor] = []
+def linear_runs(network: nn.Module, call: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Tensor]]:
+    """The linear layers of `network` in the order in which they run in ``call(images)``, with what each is given.
+
+    Raises:
+        UserError: there are none.
+    """
+    runs: list[Any] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        module.register_forward_pre_hook(lambda layer, inputs: runs.append((layer, inputs[0])))
         for module in network.modules()
         if isinstance(module, nn.Linear)
     ]
     try:
-        call(images)
+        if hooks:
+            call(images)
     finally:
         for hook in hooks:
             hook.remove()
-    if not captured:
+    if not runs:
         raise UserError(
             "expected a network whose last layer is linear, to take its input as the representation; "
             f"{type(network).__name__} has no linear layer"
         )
-    return captured[-1].flatten(1).float()
+    return runs
+
+
+def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
+    """The input of the linear layer of `network` that runs last while ``call(images)`` runs, (N, D) float32."""
+    return linear_runs(network, call, images)[-1][1].flatten(1).float()
+
+
+class FrozenClassifier(nn.Module):
+    """A classifier to optimise images with: evaluation mode, no parameter gradients, batch norm folded, channels-last,
+    in the precision that was measured to be fastest.
+
+    Images (N, C, H, W) float32 in [0, 1] in; logits (N, classes) float32 out; gradients flow to the images.
+    Make one with `Classifier.frozen`.
+
+    Attributes:
+        execution: precision and batch size, and whether they were measured.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: Classifier, network: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.classes = classifier.classes
+        self.image_size = classifier.image_size
+        self.precision = precision
+        self.execution = Execution(precision=precision, batch_size=32, measured=False)
+        # Where the whole network may be reduced its weights are cast once; elsewhere autocast casts them again
+        # in each pass, but keeps normalisations in float32.
+        self.reduced = precision == "bfloat16" and reducible(network)
+        network = copy.deepcopy(network).requires_grad_(False).eval()
+        if self.reduced:
+            reduce_but_logits(network)
+        elif precision == "float32":
+            keep_rows_apart(network)
+        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.register_buffer("mean", classifier.mean.clone())
+        self.register_buffer("std", classifier.std.clone())
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) in the images' own precision, float32 or float64."""
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        if self.reduced:
+            return self.network(normalised.to(torch.bfloat16)).to(images.dtype)
+        if self.precision == "bfloat16":
+            with torch.autocast(images.device.type, torch.bfloat16):
+                return self.network(normalised).to(images.dtype)
+        return self.network(normalised)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The representation R(x), (N, D) float32: what the last linear layer is given."""
+        return representation(self.network, self, images)

@@ -1,7 +1,7 @@
 """Which precision and batch size are fastest here: measured once per model and machine, then remembered.
 
 Support flags do not tell. On some processors bfloat16 is 2.6 to 4 times as fast as float32, on others 4 to 500
-times slower, and libraries claim support on both, so the pass that synthesis consists of is timed.
+times slower, and libraries claim support on both. So a forward and backward pass is timed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustsynth.files import cache_folder, write_json
-
-if TYPE_CHECKING:
-    from robustsynth.models.classifier import Classifier
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -71,44 +68,69 @@ def processor_kind() -> str:
 
 
 def chosen_execution(
-    classifier: Classifier,
-    twin: Callable[[str], nn.Module],
+    frozen: Callable[[str], nn.Module],
     *,
+    network: nn.Module,
+    image_size: int | None,
+    channels: int,
+    device: torch.device,
     precision: str | None = None,
     batch_size: int | None = None,
+    images: int | None = None,
 ) -> Execution:
     """What was given, completed by what is remembered, completed by what is measured now.
 
+    Times of batches are remembered, not the size that was best: which is best depends on how many images there are.
+
     Args:
-        classifier: the model, for its shape and device.
-        twin: gives the model as it would run in a precision.
+        frozen: gives the network as it runs in a precision, normalisation inside.
+        network: whose structure, with the other arguments and the machine, is what is remembered by.
+        image_size: side of the images to measure with, in pixels; 32 where None.
+        channels: of the images.
+        device: to measure on.
         precision: ``"float32"``, ``"bfloat16"``, or None to measure.
         batch_size: or None to measure.
+        images: how many there are to be optimised; None for many.
     """
     if precision is not None and batch_size is not None:
         return Execution(precision, batch_size, measured=False)
-    key = _key(classifier, precision, batch_size)
-    if (remembered := _remembered(key)) is not None:
-        return remembered
-    size = classifier.image_size or 32
-    sizes = batch_sizes(size, classifier.device)
-    example = torch.rand(sizes[-1], classifier.channels, size, size, device=classifier.device)
+    described = [repr(network), image_size, channels, machine_name(device), processor_kind(), torch.__version__]
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
+    known = _remembered(key)
+    before = json.dumps(known)
+    side = image_size or 32
+    sizes = batch_sizes(side, device)
+    sizes = [n for place, n in enumerate(sizes) if place == 0 or images is None or sizes[place - 1] < images]
+    example = torch.rand(sizes[-1], channels, side, side, device=device)
     if precision is None:
-        precision = fastest_precision({p: twin(p) for p in PRECISIONS}, example[: sizes[0]])
+        precision = known["precision"]
+    if precision is None:
+        # Always on batches of one size, so that it does not depend on the number of images.
+        compared = torch.rand(precision_batch(side), *example.shape[1:], device=device)
+        precision = known["precision"] = fastest_precision({p: frozen(p) for p in PRECISIONS}, compared)
     if batch_size is None:
-        batch_size = smallest_good_batch(twin(precision), example, sizes)
-    execution = Execution(precision, batch_size, measured=True)
-    # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the pictures.
-    with contextlib.suppress(OSError):
-        write_json(cache_folder("execution") / f"{key}.json", execution.as_dict())
-    return execution
+        times = {int(n): seconds for n, seconds in known["seconds"].get(precision, {}).items()}
+        if len(sizes) > 1 and not set(sizes) <= set(times):
+            times |= seconds_a_batch(frozen(precision), example, sizes)
+            known["seconds"][precision] = times
+        batch_size = best_batch(times, sizes, images)
+    # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the images.
+    if json.dumps(known) != before:
+        with contextlib.suppress(OSError):
+            write_json(cache_folder("execution") / f"{key}.json", known)
+    return Execution(precision, batch_size, measured=True)
 
 
 def batch_sizes(image_size: int, device: torch.device) -> Sequence[int]:
     """Candidates, smallest first. A processor gains little beyond a few; a graphics card gains up to hundreds."""
     if device.type == "cuda":
-        return (32, 64, 128, 256) if image_size <= 64 else (16, 32, 64)
-    return (8, 16, 32) if image_size <= 64 else (2, 4, 8) if image_size <= 160 else (1, 2, 4)
+        return (1, 4, 16, 32, 64, 128, 256) if image_size <= 64 else (1, 4, 16, 32, 64)
+    return (1, 2, 4, 8, 16, 32) if image_size <= 64 else (1, 2, 4, 8, 16) if image_size <= 160 else (1, 2, 4, 8)
+
+
+def precision_batch(image_size: int) -> int:
+    """Images that precisions are compared with."""
+    return 8 if image_size <= 64 else 2 if image_size <= 160 else 1
 
 
 def fastest_precision(candidates: dict[str, nn.Module], images: Tensor) -> str:
@@ -131,17 +153,36 @@ def fastest_precision(candidates: dict[str, nn.Module], images: Tensor) -> str:
     return best
 
 
-def smallest_good_batch(network: nn.Module, images: Tensor, sizes: Sequence[int]) -> int:
-    """The smallest of `sizes` whose time an image is the best to half a percent: small batches waste less padding.
+def seconds_a_batch(network: nn.Module, images: Tensor, sizes: Sequence[int]) -> dict[int, float]:
+    """The least time of a forward and backward pass of a batch of each size.
 
-    The sizes take turns, so that a hiccup of the machine during one of them does not decide.
+    The sizes take turns, so that a hiccup of the machine during one of them does not decide. The first turn warms up.
     """
-    rounds = 3
     each = dict.fromkeys(sizes, float("inf"))
-    for _ in range(rounds):
+    started, turns = time.perf_counter(), 0
+    while turns < 2 or (time.perf_counter() - started < BUDGET and turns < 20):
         for n in sizes:
-            each[n] = min(each[n], _seconds(network, images[:n], BUDGET / rounds / len(sizes)) / n)
-    return next(n for n in sizes if each[n] <= 1.005 * min(each.values()))
+            each[n] = min(each[n], _seconds(network, images[:n], 0.0))
+        turns += 1
+    return each
+
+
+def best_batch(times: dict[int, float], sizes: Sequence[int], images: int | None) -> int:
+    """The smallest of `sizes` with which all images take the least time, to half a percent, padding included.
+
+    Args:
+        times: of a batch of each size.
+        sizes: candidates, smallest first; where there is one alone, no time is asked for.
+        images: how many there are; None for so many that padding does not count.
+
+    Example:
+        >>> best_batch({1: 1.0, 2: 1.5, 4: 2.0}, [1, 2, 4], 3), best_batch({1: 1.0, 2: 1.5, 4: 2.9}, [1, 2, 4], 5)
+        (4, 2)
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    whole = {n: times[n] / n if images is None else -(-images // n) * times[n] for n in sizes}
+    return next(n for n in sizes if whole[n] <= 1.005 * min(whole.values()))
 
 
 def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:
@@ -164,26 +205,14 @@ def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:
     return min(times)
 
 
-def _remembered(key: str) -> Execution | None:
-    """What was measured before; None where nothing was, or where the file is damaged or of another version."""
+def _remembered(key: str) -> dict[str, Any]:
+    """The fastest precision and the times of batches by precision that were measured before, if they were."""
+    nothing: dict[str, Any] = {"precision": None, "seconds": {}}
     try:
-        found = Execution(**json.loads((cache_folder("execution") / f"{key}.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return found if found.precision in PRECISIONS and type(found.batch_size) is int and found.batch_size > 0 else None
-
-
-def _key(classifier: Classifier, precision: str | None, batch_size: int | None) -> str:
-    described = json.dumps(
-        [
-            repr(classifier.network),
-            classifier.image_size,
-            classifier.channels,
-            precision,
-            batch_size,
-            machine_name(classifier.device),
-            processor_kind(),
-            torch.__version__,
-        ]
-    )
-    return hashlib.sha256(described.encode()).hexdigest()[:24]
+        found = json.loads((cache_folder("execution") / f"{key}.json").read_text(encoding="utf-8"))
+        sound = found["precision"] in (None, *PRECISIONS) and all(
+            int(n) > 0 and seconds > 0 for times in found["seconds"].values() for n, seconds in times.items()
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return nothing
+    return found if sound else nothing

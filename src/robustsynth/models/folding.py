@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from robustsynth.models.depthwise import DepthwiseConv2d
-from robustsynth.models.pointwise import PointwiseConv2d
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from robustsynth.models.layers import DepthwiseConv2d, Float32Linear, PointwiseConv2d, RowLinear
 
 REDUCIBLE = (
     nn.Conv2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Identity, nn.ZeroPad2d, nn.Dropout, nn.Flatten,
@@ -29,7 +23,7 @@ FOLDABLE = (nn.Conv2d, DepthwiseConv2d, PointwiseConv2d)
 
 
 class _Tracer(fx.Tracer):
-    """Takes a layer of ours as it takes PyTorch's: whole."""
+    """Traces into no layer of ours, as into none of PyTorch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (DepthwiseConv2d, PointwiseConv2d)) or super().is_leaf_module(m, module_qualified_name)
@@ -64,7 +58,7 @@ def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         traced = fx.GraphModule(network, _Tracer().trace(network, concrete_args=defaults))
     except Exception:
-        # Tracing fails in as many ways as people write networks; the plain copy is always right.
+        # Tracing fails in as many ways as people write networks; the plain copy is always correct.
         return network, folded
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
@@ -101,33 +95,6 @@ def reducible(network: nn.Module) -> bool:
     return all(isinstance(m, REDUCIBLE) for m in leaves) and all(id(p) in owned for p in network.parameters())
 
 
-class RowLinear(nn.Linear):
-    """A linear layer that gives a row the same numbers wherever in the batch it stands.
-
-    A matrix product of some shapes adds up even and odd rows in another order on some processors (seen: 32 to 3, on an
-    Intel Xeon and not on an AMD EPYC), so that a picture would depend on its company by a rounding. The same sum as a
-    convolution of 1×1 does not.
-
-    Example:
-        >>> layer, row = RowLinear(32, 3), torch.rand(1, 32)
-        >>> values = layer(row.expand(2, -1).contiguous())
-        >>> bool(values[0].equal(values[1]))
-        True
-    """
-
-    @classmethod
-    def of(cls, linear: nn.Linear) -> Self:
-        """One with the weights of `linear`."""
-        made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=linear.weight.dtype)
-        made.load_state_dict(linear.state_dict())
-        return made.to(linear.weight.device)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() != 2 or input.dtype != torch.float32 or input.device.type != "cpu":
-            return super().forward(input)
-        return F.conv2d(input[:, :, None, None], self.weight[:, :, None, None], self.bias).flatten(1)
-
-
 def keep_rows_apart(network: nn.Module) -> None:
     """Make each plain linear layer of a frozen network a `RowLinear`; one with hooks stays as it is.
 
@@ -140,13 +107,6 @@ def keep_rows_apart(network: nn.Module) -> None:
     for name, module in list(network.named_modules()):
         if name and type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks):
             network.set_submodule(name, RowLinear.of(module).requires_grad_(False).train(module.training))
-
-
-class Float32Linear(RowLinear):
-    """A linear layer that stays in float32 whatever it is given."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float())
 
 
 def reduce_but_logits(network: nn.Module) -> None:

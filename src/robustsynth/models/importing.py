@@ -11,18 +11,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from robustsynth.constraints import NORMS
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.models.architectures import build_network
-from robustsynth.models.card import SMALL_IMAGE, ModelCard
+from robustsynth.models.card import ModelCard
+from robustsynth.models.checkpoints import open_checkpoint
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import save_model
-from robustsynth.models.foreign import open_checkpoint
-from robustsynth.models.layouts import Normalisation, StateDict, arranged, chosen_state, written_numbers
-from robustsynth.models.recognition import Fit, recognised_network
+from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.networks import build_network
+from robustsynth.models.recognition import (
+    Fit,
+    Normalisation,
+    StateDict,
+    arranged,
+    chosen_state,
+    recognised_network,
+    written_numbers,
+)
+from robustsynth.models.store import save_model
 
 LARGE_IMAGE = 224
-NORMS = ("l2", "linf")
 
 
 class DataFacts(Protocol):
@@ -129,7 +137,7 @@ def import_model(
     Args:
         path: a file of torch.save or safetensors.
         out: a folder without a model in it.
-        norm: ``"l2"`` or ``"linf"``, which it was trained to withstand.
+        norm: of `robustsynth.constraints.NORMS`, which it was trained to withstand.
         eps: the radius in units of [0, 1]; 0 is standard training.
         licence: of the weights.
         data: what is known of the data set.
@@ -192,13 +200,13 @@ def _check_strides(fits: list[Fit], size: int | None, where: str) -> None:
 
 
 def _fit_and_size(fits: list[Fit], size: int | None, where: str, origin: str) -> tuple[Fit, int]:
-    told = next((fit.image_size for fit in fits if fit.image_size), None)
-    if size is None and told is None:
+    known = next((fit.image_size for fit in fits if fit.image_size), None)
+    if size is None and known is None:
         raise UserError(
             f"expected the side of the images, which {where} does not tell ({' or '.join(map(str, fits))}); "
             "give --image-size (32 for CIFAR-10, 224 for ImageNet) or --data"
         )
-    size = told if size is None else size
+    size = known if size is None else size
     assert size is not None
     for fit in fits:
         if fit.small == (size <= SMALL_IMAGE) and fit.image_size in (None, size):
@@ -248,7 +256,7 @@ def _normalisation(
     if len(inside) > 1:
         twice = "; ".join(f"{found.where}: mean {found.mean}, std {found.std}" for found in inside)
         raise UserError(
-            f"expected one normalisation in {where}, found {len(inside)}: {twice}. Pictures would be normalised twice; "
+            f"expected one normalisation in {where}, found {len(inside)}: {twice}. Images would be normalised twice; "
             "take one of them out of the file, or build the network with its own code and use Classifier.wrap"
         )
     if inside and mean is not None:

@@ -1,7 +1,7 @@
 """The representation R(x) as a fast network of its own, with a gradient that can raise units which are off.
 
 R(x) is what the last linear layer is given (Santurkar et al. 2019, Equation 5). Where it comes from a ReLU by pooling,
-a unit that is zero everywhere has no gradient, so that nothing could ever paint it. The authors therefore pass the
+a unit that is zero everywhere has no gradient, so that no step could ever raise it. The authors therefore pass the
 gradient straight through that last ReLU; values stay what they are.
 
     folded network ─ traced ─ cut at the last linear layer's input ─ its ReLU exchanged ─ FeatureNetwork
@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustsynth.errors import UserError
-from robustsynth.models.classifier import Classifier
+from robustsynth.models.classifier import Classifier, FrozenClassifier, linear_runs
 from robustsynth.models.folding import fold_batch_norm
-from robustsynth.models.synthesizer import Synthesizer
 
 PASSED_MODULES = (
     nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d,
@@ -70,7 +69,7 @@ class FeatureNetwork(nn.Module):
         execution: precision and batch size, and whether they were measured.
     """
 
-    def __init__(self, body: Synthesizer, *, hooked: bool, straight_through: bool) -> None:
+    def __init__(self, body: FrozenClassifier, *, hooked: bool, straight_through: bool) -> None:
         super().__init__()
         self.body = body
         self.hooked = hooked
@@ -83,8 +82,8 @@ class FeatureNetwork(nn.Module):
         return found.flatten(1).float()
 
 
-_built: WeakKeyDictionary[Synthesizer, dict[bool, FeatureNetwork]] = WeakKeyDictionary()
-"""Feature networks by the fast twin whose weights they have, which the classifier renews when its own change."""
+_built: WeakKeyDictionary[FrozenClassifier, dict[bool, FeatureNetwork]] = WeakKeyDictionary()
+"""Feature networks by the frozen classifier whose weights they have, which is renewed when the weights change."""
 
 
 def feature_network(
@@ -96,7 +95,7 @@ def feature_network(
 ) -> FeatureNetwork:
     """The representation of a classifier as a fast frozen network: images in, R(x) out.
 
-    It is built once for each fast twin of the classifier. A network whose code cannot be traced is run whole, with a
+    It is built once for each frozen classifier. A network whose code cannot be traced is run whole, with a
     hook on its last linear layer; gradients are then the plain ones.
 
     Args:
@@ -120,13 +119,13 @@ def feature_network(
             "expected a network whose last layer is linear, to take its input as the representation; "
             f"{type(model.network).__name__} has no linear layer"
         )
-    twin = model.synthesizer(precision=precision, batch_size=batch_size)
-    known = _built.setdefault(twin, {})
+    frozen = model.frozen(precision=precision, batch_size=batch_size)
+    known = _built.setdefault(frozen, {})
     if straight_through not in known:
-        built = _cut(model, twin, straight_through=straight_through)
+        built = _cut(model, frozen, straight_through=straight_through)
         if built is None:
-            # It holds the twin itself, so that keeping it would keep both for ever.
-            return FeatureNetwork(twin, hooked=True, straight_through=False).eval()
+            # It holds the frozen classifier itself, so that keeping it would keep both for ever.
+            return FeatureNetwork(frozen, hooked=True, straight_through=False).eval()
         known[straight_through] = built
     return known[straight_through]
 
@@ -145,25 +144,13 @@ def last_linear(model: Classifier) -> nn.Linear:
     """
     if model.image_size is None:
         raise UserError(f"expected a model with an image size, got {model.name!r} without; give it to Classifier.wrap")
-    ran: list[nn.Linear] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, layer=module: ran.append(layer))
-        for module in model.network.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, model.channels, model.image_size, model.image_size, device=model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not ran:
-        raise UserError(f"expected a network whose last layer is linear; {type(model.network).__name__} has none")
-    return ran[-1]
+    with torch.no_grad():
+        images = torch.zeros(1, model.channels, model.image_size, model.image_size, device=model.device)
+        return linear_runs(model.network, model, images)[-1][0]
 
 
-def _cut(model: Classifier, twin: Synthesizer, *, straight_through: bool) -> FeatureNetwork | None:
-    """The network up to the representation; None where it cannot be traced, or not surely be cut at the right layer."""
+def _cut(model: Classifier, frozen: FrozenClassifier, *, straight_through: bool) -> FeatureNetwork | None:
+    """The network up to the representation; None where it cannot be traced, or not surely be cut at that layer."""
     traced = fold_batch_norm(model.network)
     if not isinstance(traced, fx.GraphModule):
         return None
@@ -182,8 +169,8 @@ def _cut(model: Classifier, twin: Synthesizer, *, straight_through: bool) -> Fea
     if path:
         _exchange(graph, *path[:2], straight_through=straight_through)
     cut = fx.GraphModule(traced, graph)
-    body = Synthesizer(model, cut, twin.execution.precision)
-    body.execution = twin.execution
+    body = FrozenClassifier(model, cut, frozen.execution.precision)
+    body.execution = frozen.execution
     return FeatureNetwork(body, hooked=False, straight_through=straight_through and bool(path)).eval()
 
 

@@ -23,6 +23,7 @@ from robustsynth.loop import Objective, Problem, check_images
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
 from robustsynth.models.class_names import matching_class
 from robustsynth.models.classifier import Classifier
+from robustsynth.names import name_key
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
 from robustsynth.solver import Progress, Stated, solve
@@ -97,7 +98,7 @@ class Call:
 
     def execute(self, precision: str | None, batch_size: int | None) -> None:
         """Choose precision and batch size: those given, or what is fastest here for so many images."""
-        self.frozen = self.model.synthesizer(precision=precision, batch_size=batch_size)
+        self.frozen = self.model.frozen(precision=precision, batch_size=batch_size, images=max(1, len(self)))
         self.execution = self.frozen.execution
 
     def value(self, name: str) -> Any:
@@ -137,10 +138,10 @@ class Call:
         Raises:
             UnknownNameError: no such class.
         """
-        found = matching_class(name, self.model.classes)
+        found = matching_class(name, self.model.classes, self.model.aliases)
         if found is None:
             return self.model.class_index(name)
-        if self.model.classes[found].lower() != name.lower():
+        if name_key(self.model.classes[found]) != name_key(name):
             self.notes.append(f"{name!r} is taken as the class {self.model.classes[found]!r}")
         return found
 
@@ -449,12 +450,12 @@ def predict(model: Classifier, images: Any, *, views: str | None = None, precisi
         precision: of the frozen classifier; measured where None.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> predict(load_model("mnist"), torch.zeros(2, 1, 56, 56)).shape
         torch.Size([2])
     """
     loaded = read_images(model, images)
-    frozen = model.synthesizer(precision=precision)
+    frozen = model.frozen(precision=precision)
     found: dict[int, int] = {}
     for place, image in enumerate(loaded):
         size = (image.shape[1], image.shape[2])

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from robustsynth import randomness
+from robustsynth.constraints import norm_named
 from robustsynth.errors import UserError
 from robustsynth.images import save_png, to_uint8
+from robustsynth.models.card import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import Execution, machine_name
-from robustsynth.models.files import WEIGHTS_FILE
-from robustsynth.models.measured import AUTO, CLEAN, PGD, TITLES, Measured, measured, one_line
+from robustsynth.models.store import WEIGHTS_FILE
+from robustsynth.names import name_position
 from robustsynth.resampling import resample
 from robustsynth.run_folder import FIGURE_FILE, RunFolder, model_identity
 from robustsynth.seeds import MIXTURES_FILE, SEED_KINDS, has_seeds
@@ -159,7 +161,7 @@ def compare(
         ComparisonInterrupted: on Ctrl-C; it has what was drawn until then.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> result = compare([load_model("mnist"), load_model("mnist-standard")], ["3", "8"], num_per_class=1, steps=2)
         >>> [images.shape for images in result.images]
         [torch.Size([2, 1, 28, 28]), torch.Size([2, 1, 28, 28])]
@@ -195,7 +197,7 @@ class ComparisonSteps:
         plan: of `plan_comparison`.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> drawing = ComparisonSteps(plan_comparison([load_model("mnist")], ["3"], num_per_class=1))
         >>> for place, progress in drawing:
         ...     if progress.step == 2:
@@ -309,7 +311,7 @@ def plan_comparison(
     executions: list[Execution] = []
     for model, each in zip(models, settings, strict=True):
         check_scales(each.scales, model.image_size or seeds.shape[-1])
-        execution = model.synthesizer(precision=precision, batch_size=batch_size).execution
+        execution = model.frozen(precision=precision, batch_size=batch_size).execution
         # In several turns, however few images there are: one batch each would not be fair to the first.
         size = batch_size or min(execution.batch_size, -(-len(labels) // TURNS))
         executions.append(dataclasses.replace(execution, batch_size=size))
@@ -354,10 +356,7 @@ def labels_of(model: Classifier, names: Sequence[str]) -> Tensor:
 
 def _position(name: str, model: Classifier) -> int | None:
     """Of a class by name alone: a number means another class in each model."""
-    if name in model.classes:
-        return model.classes.index(name)
-    lowered = [each.lower() for each in model.classes]
-    return lowered.index(name.lower()) if name.lower() in lowered else None
+    return name_position(name, model.classes)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -389,12 +388,12 @@ def _with_seeds(models: Sequence[Classifier], seeds_from: str | None) -> int:
 
 
 def _scaled(settings: GenerateSettings, reference: Classifier, model: Classifier) -> GenerateSettings:
-    """The same settings for images of another size: an ℓ2 distance over equally changed values grows with the root of
-    their number, and a shift with the side."""
+    """The same settings for images of another size: a radius grows as its norm says, and a shift with the side."""
     if reference.image_size is None or model.image_size is None:
         return settings
     side = model.image_size / reference.image_size
-    values = side * (model.channels / reference.channels) ** 0.5 if settings.norm == "l2" else 1.0
+    scale = norm_named(settings.norm).scale
+    values = scale(side**2) * scale(model.channels / reference.channels)
     sizes = {"eps": settings.eps * values, "step_size": settings.step_size * values}
     return dataclasses.replace(settings, shift=round(settings.shift * side), **sizes)
 

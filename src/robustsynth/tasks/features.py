@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustsynth import randomness
-from robustsynth.constraints import ball
+from robustsynth.constraints import ball, norm_named
 from robustsynth.errors import UserError
 from robustsynth.images import as_tensor, to_uint8
 from robustsynth.loop import NonFiniteError, Problem
@@ -45,9 +45,12 @@ PIXELS_A_SHIFT = 64
 CELL = 128
 """Pixels of the side to which smaller images are enlarged on the atlas."""
 
-LINF_DEFAULTS = {"eps": 0.7, "step_size": 0.05, "smoothness": 1.0}
-"""Defaults where the norm is ℓ∞, whatever the images' size: its steps move all pixels alike, even those that matter
-next to nothing, which shows as grain where nothing smooths it."""
+NORM_DEFAULTS = {
+    "l2": {"eps": FeatureSettings.eps, "step_size": FeatureSettings.step_size},
+    "linf": {"eps": 0.7, "step_size": 0.05, "smoothness": 1.0},
+}
+"""Defaults that were found for a norm. Steps in ℓ∞ move all pixels alike, even those that matter next to nothing, which
+shows as grain where nothing smooths it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +151,7 @@ def features(
         Interrupted: on Ctrl-C; it has the drawn images, unit after unit, as they had become.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> atlas = features(load_model("mnist"), [3, 17], steps=2, drawn=1)
         >>> [row.unit for row in atlas.rows], atlas.rows[0].images.shape
         ([3, 17], torch.Size([1, 1, 28, 28]))
@@ -188,7 +191,7 @@ def feature_steps(
         its batch.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> mnist = load_model("mnist")
         >>> settings = resolve_features(mnist, given={"steps": 1, "drawn": 2})
         >>> for each in feature_steps(mnist, [3], settings, batch_size=2):
@@ -276,11 +279,14 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     said = {name: value for name, value in (given or {}).items() if value is not None}
     tuned, own = ({}, {}) if model.card is None else (model.card.tasks.get("features", {}), model.card.threat_model)
     norm = said.get("norm", tuned.get("norm", own.get("norm", "l2")))
-    scale = (model.image_size or SIZED_FOR) / SIZED_FOR
-    sized = {"eps": FeatureSettings.eps * scale, "step_size": FeatureSettings.step_size * scale}
-    sized = LINF_DEFAULTS if norm == "linf" else sized
-    if norm == tuned.get("norm", norm):  # Tuned sizes say nothing of another norm.
-        sized = {name: value for name, value in sized.items() if name not in tuned}
+    size = norm_named(norm).scale
+    scale = size((model.image_size or SIZED_FOR) ** 2) / size(SIZED_FOR**2)
+    sized = dict(NORM_DEFAULTS.get(norm, {}))
+    sized |= {name: value * scale for name, value in sized.items() if name in ("eps", "step_size")}
+    kept = tuned if norm == tuned.get("norm", norm) else {}  # Tuned sizes say nothing of another norm.
+    if missing := {"eps", "step_size"} - sized.keys() - kept.keys() - said.keys():
+        raise UserError(f"expected eps and step_size beside norm={norm}, got no {' and no '.join(sorted(missing))}")
+    sized = {name: value for name, value in sized.items() if name not in kept}
     if "shift" not in tuned:
         sized |= {"shift": (model.image_size or SIZED_FOR) // PIXELS_A_SHIFT}
     if "level" not in tuned and bool(model.mean.any()):  # All zeros means that the network normalises itself.
@@ -330,7 +336,7 @@ def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, 
         UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> len(choose_units(load_model("mnist"), [3, 8], num=4))
         4
     """
@@ -366,7 +372,7 @@ def check_units(model: Classifier, units: int | Sequence[int]) -> list[int]:
         UserError: none, or one that it lacks.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> check_units(load_model("mnist"), [17, 3, 17])
         [17, 3]
     """

@@ -152,7 +152,7 @@ def documentation(task: Task) -> str:
     lines += _wrapped("NonFiniteError: some images met a NaN or an infinity; the error has all images.", 1)
     lines += _wrapped("Interrupted: on Ctrl-C; its ``images`` and ``states`` have what was made until then.", 1)
     if task.example:
-        lines += ["", "Example:", "    >>> from robustsynth.models.files import load_model"]
+        lines += ["", "Example:", "    >>> from robustsynth.models.store import load_model"]
         lines += [f"    >>> {task.example}.ndim", "    4"]
     return "\n".join(lines) + "\n"
 

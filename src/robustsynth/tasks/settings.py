@@ -2,8 +2,8 @@
 
 In this order: what the caller gives; the named preset; the model card's tuned settings for the task (the default,
 and what the preset ``best`` names); the paper's, improved as a task's ``untuned`` and `PHOTOGRAPH_SHIFT` say if no
-preset is named. A preset's ℓ2 sizes that were published for 224² images scale with the side of the model's images,
-because an ℓ2 distance over equally changed pixels does.
+preset is named. A preset's sizes that were published for 224² images scale with the side of the model's images, as
+their norm says (`robustsynth.constraints.Ball.scale`).
 
 Sizes are in pixel units of images in [0, 1], at the model's image size: on a larger image an ℓ2 size grows with the
 root of the number of pixels.
@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
 
 if TYPE_CHECKING:  # The command line reads settings before it pays for importing torch.
@@ -39,9 +39,17 @@ CONDITIONS = ("images", "published_for", "only_seeds_from", "only_classes")
 NOTHING: Mapping[str, Any] = {}
 
 
-def choice(default: Any, *names: Any) -> Any:
-    """A field whose value is one of `names`."""
-    return field(default=default, metadata={"choices": names})
+def choice(default: Any, *names: Any, more: Callable[[], Iterable[str]] | None = None) -> Any:
+    """A field whose value is one of `names`, or of those that `more` gives when another value is checked."""
+    return field(default=default, metadata={"choices": names, "more": more})
+
+
+def norm_names() -> list[str]:
+    """The norms that are registered when this is called: see `robustsynth.constraints.register_norm`."""
+    # Imported here, because the command line reads settings before it pays for importing torch.
+    from robustsynth.constraints import NORMS
+
+    return list(NORMS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class StepSettings:
         eps: radius of the ball around where the task starts.
         step_size: length of a step, of the first one where steps decay.
         steps: number of steps.
-        norm: of the ball and the steps, ``l2`` or ``linf``.
+        norm: of the ball and the steps, ``l2``, ``linf`` or another one that was registered.
         step_schedule: ``constant`` (the papers') or ``linear``, falling to 0 over the steps.
         use_best: keep each image's iterate of lowest loss, as the authors do, rather than the last.
         shift: pixels, at the model's image size, by which what it sees is moved from step to step; 0 as in the papers.
@@ -62,7 +70,7 @@ class StepSettings:
     eps: float = 40.0
     step_size: float = 1.0
     steps: int = 60
-    norm: str = choice("l2", "l2", "linf")
+    norm: str = choice("l2", "l2", "linf", more=norm_names)
     step_schedule: str = choice("constant", "constant", "linear")
     use_best: bool = True
     shift: int = 0
@@ -86,8 +94,10 @@ class StepSettings:
 
 
 def _check_kind(each: dataclasses.Field[Any], value: Any) -> None:
-    choices = each.metadata.get("choices")
+    choices, more = each.metadata.get("choices"), each.metadata.get("more")
     if choices is not None:
+        if value not in choices and more is not None:
+            choices = list(dict.fromkeys([*choices, *more()]))
         if value not in choices:
             named = ", ".join(str(c) for c in choices if c is not None)
             raise UserError(f"expected {each.name} of {named}, got {value!r}")
@@ -192,14 +202,19 @@ def _check_norm(found: object, values: Mapping[str, Any], given: Mapping[str, An
         return
     missing = [name for name in ("eps", "step_size") if name not in given]
     if missing:
+        from robustsynth.constraints import norm_named
+
+        usual = norm_named(found.norm).usual_drawing
+        start = f"; for {found.norm}, {usual[0]} and {usual[1]} are a start" if usual else ""
         raise UserError(
-            f"expected {' and '.join(missing)} beside norm={found.norm}, whose sizes are other ones, got neither; "
-            "for linf, 0.1 and 0.01 are a start"
+            f"expected {' and '.join(missing)} beside norm={found.norm}, whose sizes are other ones, got neither{start}"
         )
 
 
 def _preset_values(preset: str, task: str, model: Classifier, given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset's values for images of the model's size; rows that match better come later in the file."""
+    from robustsynth.constraints import norm_named
+
     if preset not in preset_names():
         raise UnknownNameError("preset", preset, preset_names())
     rows: list[dict[str, Any]] = read_preset("robustsynth.tasks", preset).get(task, [])
@@ -212,7 +227,8 @@ def _preset_values(preset: str, task: str, model: Classifier, given: Mapping[str
         fits = fitting in row["images"] and row.get("only_seeds_from") in (None, given.get("seeds_from"))
         if not fits or row.get("only_classes") not in (None, len(model.classes)):
             continue
-        scale = side / row["published_for"] if row["published_for"] > SMALL_IMAGE else 1.0
+        size = norm_named(row.get("norm", "l2")).scale
+        scale = size(side**2) / size(row["published_for"] ** 2) if row["published_for"] > SMALL_IMAGE else 1.0
         for name, value in row.items():
             if name not in CONDITIONS:
                 values[name] = value * scale if name in ("eps", "step_size") else value

@@ -43,7 +43,7 @@ def check_targets(targets: Tensor | Sequence[int | str] | int | str, model: Clas
         UserError: anything else.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> check_targets([3, 8], load_model("cifar10"))
         tensor([3, 8])
     """
@@ -90,7 +90,7 @@ def parse_mix(text: str, model: Classifier) -> Tensor:
         UserError: no such classes, or no such weights.
 
     Example:
-        >>> from robustsynth.models.files import load_model
+        >>> from robustsynth.models.store import load_model
         >>> parse_mix("3:1,8:3", load_model("mnist"))[[3, 8]].tolist()
         [0.25, 0.75]
     """
@@ -131,7 +131,7 @@ def target_objective(batch: Batch, targets: Tensor, ensemble: Sequence[Classifie
     networks: list[Network] = [batch.call.frozen]
     for other in ensemble:
         # In the same precision and batch size, so that there is one answer to what the images were drawn in.
-        frozen = other.synthesizer(precision=batch.precision, batch_size=batch.batch_size)
+        frozen = other.frozen(precision=batch.precision, batch_size=batch.batch_size)
         networks.append(Reordered(frozen, other.classes, model.classes))
         sizes = {model.image_size, other.image_size} - {None}
         if len(sizes) > 1 or other.channels != model.channels:

@@ -45,7 +45,7 @@ def adversarial_images(
         network: images to logits, in evaluation mode and with frozen parameters.
         images: (N, C, H, W) in [0, 1].
         labels: (N,) integers, or (N, classes) shares of a mixed label, whose loss is then what is maximised.
-        norm: ``l2`` or ``linf``.
+        norm: of `robustsynth.constraints.NORMS`.
         eps: the radius, in pixel units; 0 gives the images back.
         step_size: length of a step.
         steps: how many.
@@ -87,7 +87,7 @@ def noisy_step_images(
         network: as for `adversarial_images`.
         images: (N, C, H, W) in [0, 1].
         labels: (N,) or (N, classes).
-        norm: ``l2`` or ``linf``.
+        norm: of `robustsynth.constraints.NORMS`.
         eps: length of the step; 0 gives the images back.
         noise: k; 0 is plain FGSM (Goodfellow et al. 2015).
         generators: of the noise, one an image.

@@ -12,7 +12,7 @@ from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.files import find_model
+from robustsynth.models.store import find_model
 from robustsynth.training.settings import TrainSettings
 
 
@@ -66,7 +66,7 @@ def begin_from(network: nn.Module, model: Classifier, classes: Sequence[str]) ->
         UserError: the model is another network than the one to be trained.
 
     Example:
-        >>> from robustsynth.models.architectures import build_network
+        >>> from robustsynth.models.networks import build_network
         >>> old, new = (build_network("resnet18", classes=count, width=8) for count in (2, 3))
         >>> begin_from(new, Classifier.wrap(old, classes=["cat", "ship"], mean=[0] * 3, std=[1] * 3),
         ...            ["ship", "cat", "tree"])

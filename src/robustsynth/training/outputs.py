@@ -15,11 +15,11 @@ from torch import Tensor
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
 from robustsynth.files import sha256, written_beside
-from robustsynth.models.architectures import standard_width
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.execution import machine_name, processor_kind
-from robustsynth.models.files import save_model
+from robustsynth.models.networks import standard_width
+from robustsynth.models.store import save_model
 from robustsynth.seeds import fit_class_seeds
 from robustsynth.training.checkpoints import TrainState
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
 
 ONE_CYCLE_RISE = 0.4
@@ -32,7 +32,7 @@ class TrainSettings:
     al. 2020).
 
     Attributes:
-        architecture: a name in `robustsynth.models.architectures.ARCHITECTURES`.
+        architecture: a name in `robustsynth.models.networks.ARCHITECTURES`.
         width: base width; None for the architecture's standard one.
         fine_tune: a model to begin from, by name or folder, also one of other classes; None for random weights.
         image_size: side to train at; None for the data's own.
@@ -41,7 +41,7 @@ class TrainSettings:
         early_size: side to train at in the first part of a run, at fewer pixels and so faster; None for `image_size`.
         early_share: the part of all steps that this is.
         recipe: ``pgd``, ``trades``, ``mart``, ``free`` or ``fast``.
-        norm: of the attack, ``l2`` or ``linf``.
+        norm: of the attack, ``l2``, ``linf`` or another one that was registered.
         eps: radius of the attack in pixel units of images in [0, 1]; 0 is standard training.
         attack_steps: PGD steps; free and fast have their own.
         attack_step_size: their length.
@@ -329,9 +329,6 @@ FINE_TUNE_STEPS = 300
 FINE_TUNE_RATE = 0.05
 """Its peak rate, which does not shake off what the model knows."""
 
-USUAL_LINF = 8 / 255
-"""The radius in l-infinity that everybody takes."""
-
 FEW_PHOTOGRAPHS = 4000
 """Below so many the network has half the standard width, which 1,600 were learnt well by (docs/training-recipes.md)."""
 
@@ -399,7 +396,7 @@ def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> sizes_for("photographs", {"crop": "none"})
         {'stored_size': 128, 'early_size': 128}
     """
-    from robustsynth.models.architectures import ONE_SIZE
+    from robustsynth.models.networks import ONE_SIZE
 
     settings = resolve_train_settings(preset)
     usual, size = settings.image_size, given.get("image_size") or settings.image_size
@@ -419,9 +416,9 @@ def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What to change of a preset's attack for the radius, norm and recipe that are given, where nothing else is said.
 
-    Its step stays as large a part of the radius. A single step in l-infinity starts at random, and is 1.25 radii long
-    (Wong et al. 2020); several are 2.5 radii long together; TRADES and MART take 7 of a fifth. MART's labels are
-    certain.
+    Its step stays as large a part of the radius, but where the norm has a `single_step` of its own, which starts at
+    random, as l-infinity has (Wong et al. 2020). Several are 2.5 radii long together; TRADES and MART take 7 of a
+    fifth. MART's labels are certain.
 
     Example:
         >>> attack_for("photographs", {"eps": 3.0})
@@ -429,10 +426,14 @@ def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> attack_for("photographs", {"norm": "linf", "eps": 0.02})
         {'random_start': True, 'attack_step_size': 0.025}
     """
+    from robustsynth.constraints import norm_named
+
     settings = resolve_train_settings(preset)
-    linf = given.get("norm") == "linf"
-    usual = USUAL_LINF if linf else settings.eps
+    norm = norm_named(given.get("norm") or settings.norm)
+    single, usual = norm.single_step, settings.eps if norm.name == settings.norm else norm.usual_eps
     eps = usual if given.get("eps") is None else float(given["eps"])
+    if eps is None:
+        raise UserError(f"expected --eps beside --norm {norm.name}, which has no usual radius, got none")
     wanted: dict[str, Any] = {"eps": eps}
     if given.get("recipe") == "mart":
         wanted |= {"label_smoothing": 0.0, "cutmix": 0.0}
@@ -440,9 +441,9 @@ def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         wanted |= {"attack_steps": 7, "attack_step_size": eps / 5}
     elif eps > 0:
         steps = given.get("attack_steps")
-        wanted |= {"random_start": True} if linf else {}
+        wanted |= {} if single is None else {"random_start": True}
         if steps in (None, settings.attack_steps):
-            wanted["attack_step_size"] = eps * (1.25 if linf else settings.attack_step_size / settings.eps)
+            wanted["attack_step_size"] = eps * (single or settings.attack_step_size / settings.eps)
         else:
             wanted["attack_step_size"] = 2.5 * eps / max(1, int(steps))
     said = {name for name, value in given.items() if value is not None}

@@ -20,9 +20,9 @@ from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
 from robustsynth.loop import NonFiniteError
-from robustsynth.models.architectures import build_network
 from robustsynth.models.execution import Execution, fastest_precision
-from robustsynth.models.files import chosen_device, load_model
+from robustsynth.models.networks import build_network
+from robustsynth.models.store import chosen_device, load_model
 from robustsynth.objectives import Network
 from robustsynth.processes import ALONE, Workers
 from robustsynth.training.attack import attack_network, count_clean_and_robust

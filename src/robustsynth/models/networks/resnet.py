@@ -16,8 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.card import SMALL_IMAGE
-from robustsynth.models.pointwise import pointwise
+from robustsynth.models.layers import SMALL_IMAGE, initialise, pointwise
 
 
 class BasicBlock(nn.Module):
@@ -131,9 +130,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

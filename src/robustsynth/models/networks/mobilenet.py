@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustsynth.models.card import SMALL_IMAGE
-from robustsynth.models.depthwise import DepthwiseConv2d
+from robustsynth.models.layers import SMALL_IMAGE, DepthwiseConv2d
 
 STANDARD_WIDTH = 32
 """Channels of the first convolution at width multiplier 1."""

@@ -8,13 +8,10 @@ from functools import partial
 from torch import nn
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.mobilenet import MobileNetV2
-from robustsynth.models.preact_resnet import PreActResNet
-from robustsynth.models.resnet import BasicBlock, Bottleneck, ResNet
-from robustsynth.models.silu_resnet import SiluPreActResNet, SiluWideResNet
-from robustsynth.models.small_cnn import SmallCNN
-from robustsynth.models.vgg import VGG
-from robustsynth.models.wide_resnet import WideResNet
+from robustsynth.models.networks.mobilenet import MobileNetV2
+from robustsynth.models.networks.plain import VGG, SmallCNN
+from robustsynth.models.networks.preact_resnet import PreActResNet, SiluPreActResNet, SiluWideResNet, WideResNet
+from robustsynth.models.networks.resnet import BasicBlock, Bottleneck, ResNet
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
@@ -85,7 +82,7 @@ def build_network(
     if architecture not in ARCHITECTURES:
         raise UnknownNameError("architecture", architecture, ARCHITECTURES)
     if classes < 2:
-        raise UserError(f"expected at least 2 classes to tell apart, got {classes}")
+        raise UserError(f"expected at least 2 classes, got {classes}")
     for name, value in (("width", width), ("channels", channels), ("image_size", image_size)):
         if value is not None and value < 1:
             raise UserError(f"expected a positive {name}, got {value}")
