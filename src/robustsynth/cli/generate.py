@@ -125,8 +125,8 @@ class GenerateRun:
             # Written before a setting was there, an image was drawn as with what that setting's default is.
             defaults={"settings": {f.name: f.default for f in dataclasses.fields(GenerateSettings)}, "ensemble": None},
         )
-        if folder.earlier and "labels" not in folder.earlier:  # Version 0.1.0 had numbers alone.
-            self.names = [name[:6] for name in self.names]
+        if folder.earlier and any("-" not in name for name in PngSamples(folder.out, []).present()):
+            self.names = [name[:6] for name in self.names]  # Version 0.1.0 had numbers alone.
         precision, batch_size = folder.execution(options["precision"], options["batch_size"])
         # As the first process measures it, or images would be of two kinds.
         self.execution = workers.agreed(lambda: self._chosen(precision, batch_size))
@@ -238,7 +238,11 @@ class GenerateRun:
                 return
 
     def _write(self, drawn: Drawn) -> None:
-        texts = [self.folder.png_text(**{"class": self.classes[index], "number": index}) for index in drawn.indices]
+        stopped = {} if drawn.stopped is None else {"stopped_at_step": drawn.stopped}
+        texts = [
+            self.folder.png_text(**{"class": self.classes[index], "number": index}, **stopped)
+            for index in drawn.indices
+        ]
         if drawn.stopped is not None:
             for index, image, text in zip(drawn.indices, drawn.images, texts, strict=True):
                 self.folder.write_unfinished(self.names[index], image, text)

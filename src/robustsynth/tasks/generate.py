@@ -92,12 +92,16 @@ def _check_start(value: Any, call: Call) -> Any:
 
     side = call.model.image_size
     if value is not None:
-        value = torch.stack(read_images(call.model, value, "start"))
-        size = tuple(value.shape[2:]) if side is None else (side, side)
-        if value.shape != (expected := (len(call), call.model.channels, *size)):
-            raise UserError(f"expected start images {expected}, one a label, got {tuple(value.shape)}")
-    if side is not None or value is not None:
-        check_scales(call.settings.scales, side or min(value.shape[2:]))  # pyright: ignore[reportOptionalMemberAccess]
+        start = read_images(call.model, value, "start")
+        shapes = [tuple(image.shape) for image in start]
+        expected = (call.model.channels, side or 0, side or 0) if side or not shapes else shapes[0]
+        if shapes != [expected] * len(call):
+            got = (len(start), *shapes[0]) if len(set(shapes)) == 1 else f"{len(start)} of several sizes"
+            raise UserError(f"expected start images {(len(call), *expected)}, one a label, got {got}")
+        value = torch.stack(start) if start else torch.empty(0, *expected)
+        side = min(expected[1:])
+    if side is not None:
+        check_scales(call.settings.scales, side)
     return value
 
 

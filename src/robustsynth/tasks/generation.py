@@ -32,7 +32,7 @@ from robustsynth.seeds import SEED_KINDS, model_seeds, sample_seeds
 from robustsynth.views import Shifted
 
 
-def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier) -> Tensor:
+def check_targets(targets: Tensor | Sequence[int | str] | int | str, model: Classifier) -> Tensor:
     """Class indices (N,) of numbers or names, or weights of the classes (N, K), checked against the model.
 
     Raises:
@@ -43,24 +43,26 @@ def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier
         >>> check_targets([3, 8], load_model("cifar10"))
         tensor([3, 8])
     """
-    if isinstance(targets, str):
-        targets = [targets]
-    if isinstance(targets, (list, tuple)) and any(isinstance(target, str) for target in targets):
-        targets = [model.class_index(target) for target in targets]
-    targets = torch.as_tensor(targets).cpu()
-    if targets.ndim == 1 and not targets.numel():
-        return targets.long()
-    if targets.ndim == 2 and targets.is_floating_point():
-        return checked_weights(targets, len(model.classes))
+    named = [targets] if isinstance(targets, str) else targets
+    if isinstance(named, (list, tuple)) and any(isinstance(target, str) for target in named):
+        named = [model.class_index(str(target)) for target in named]
+    try:
+        found = torch.atleast_1d(torch.as_tensor(named).cpu())
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"expected labels as numbers or names, one an image, got {targets!r}") from None
+    if found.ndim == 1 and not found.numel():
+        return found.long()
+    if found.ndim == 2 and found.is_floating_point():
+        return checked_weights(found, len(model.classes))
     last = len(model.classes) - 1
-    if targets.ndim != 1 or targets.is_floating_point():
+    if found.ndim != 1 or found.is_floating_point():
         raise UserError(
-            f"expected labels as (N,) integers, got {targets.dtype} {tuple(targets.shape)}; "
+            f"expected labels as (N,) integers, got {found.dtype} {tuple(found.shape)}; "
             f"for mixes of classes give their weights, (N, {last + 1}) floats"
         )
-    if not 0 <= int(targets.min()) <= int(targets.max()) <= last:
-        raise UserError(f"expected labels from 0 to {last}, got {int(targets.min())} to {int(targets.max())}")
-    return targets
+    if not 0 <= int(found.min()) <= int(found.max()) <= last:
+        raise UserError(f"expected labels from 0 to {last}, got {int(found.min())} to {int(found.max())}")
+    return found
 
 
 def main_classes(targets: Tensor) -> Tensor:
