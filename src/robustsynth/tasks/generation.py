@@ -203,11 +203,10 @@ def _starts_of_folder(model: Classifier, seeds_from: str, numbers: Sequence[int]
 
 
 def start_identity(settings: Any) -> dict[str, Any]:
-    """What distinguishes one folder of start images from another in a job's record, in which no path belongs; nothing where
-    starts are drawn.
+    """What distinguishes one folder of start images from another in ``settings.json``, in which no path belongs.
 
     Returns:
-        ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; or no keys.
+        ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; no keys where seeds are drawn.
     """
     if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
         return {}

@@ -23,8 +23,8 @@ class InpaintSettings(ImageSettings):
     """Settings of inpainting (Santurkar et al. 2019, Equation 3); the defaults are the paper's.
 
     Attributes:
-        fill: what the hole starts as: the ``mean`` colour (the paper's), a smooth ``laplace`` fill, or one that continues
-            ``edges``.
+        fill: what the hole starts as: the ``mean`` colour (the paper's), a smooth ``laplace`` fill, or one that
+            continues ``edges``.
         penalty: λ, weight of the mean squared difference from the known pixels.
         only_inside: let steps change the hole alone, so that none of their length is spent outside.
         keep_known: give the known pixels back exactly as they were.
