@@ -39,7 +39,7 @@ from robustsynth.seeds import (
     fit_class_seeds,
 )
 from robustsynth.tasks.functions import generate, generate_steps
-from robustsynth.tasks.targets import (
+from robustsynth.tasks.generation import (
     CoarseToFine,
     check_scales,
     check_targets,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import option_of, parse_classes, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.generate import GENERATE, GenerateSettings
 
@@ -85,7 +84,7 @@ class GenerateRun:
         from robustsynth.models.store import load_model
         from robustsynth.run_folder import NpzSamples, PngSamples, RunFolder, model_identity
         from robustsynth.tasks.call import Call
-        from robustsynth.tasks.targets import check_targets, main_classes, named, start_identity
+        from robustsynth.tasks.generation import check_targets, main_classes, named, start_identity
 
         check_trajectory(options["trajectory"])
         self.options, self.workers = options, workers
@@ -310,7 +309,7 @@ def _targets(model: Classifier, options: dict[str, Any]) -> Tensor:
     """A class or a mix for each image."""
     import torch
 
-    from robustsynth.tasks.targets import parse_mix
+    from robustsynth.tasks.generation import parse_mix
 
     classes, mixes, num = options["classes"], options["mix"], options["num"]
     if not mixes:

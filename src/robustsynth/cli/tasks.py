@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import option_of, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import BEST, knows_task
 from robustsynth.tasks.task import Task
@@ -132,7 +131,7 @@ class ImageRun:
             files=[image.path for image in self.images],
             decoded={place: image.kept for place, image in enumerate(self.images) if image.kept is not None},
         )
-        told = self.call.read(options)
+        inputs = self.call.read(options)
         endings, animation = self.call.endings, options["trajectory"]
         self.names = [f"{image.name}{ending}" for image in self.images for ending in endings]
         self.files = [f"{ending}.png" for ending in endings]
@@ -141,7 +140,7 @@ class ImageRun:
         asked = {
             "task": task.name,
             "model": model_identity(self.model),
-            "settings": dataclasses.asdict(self.settings) | told,
+            "settings": dataclasses.asdict(self.settings) | inputs,
         }
         out = RunFolder.path_of(options["out"])
         self.folder: RunFolder = RunFolder(
@@ -234,10 +233,10 @@ class ImageRun:
 
         done = [place for place in self.missing if self.images[place].name in self.made]
         if failures:
-            told = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
+            named = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
             raise UserError(
-                f"expected finite numbers, got NaN or infinity for {told}; the other results are in {self.folder.out}. "
-                "Try --precision float32 or a smaller --step-size"
+                f"expected finite numbers, got NaN or infinity for {named}; the other results are in "
+                f"{self.folder.out}. Try --precision float32 or a smaller --step-size"
             )
         if len(done) < len(self.missing):
             say(f"stopped; {len(done)} of {len(self.missing)} images are in {self.folder.out}")
