@@ -5,6 +5,7 @@ The Python functions and the commands both make a `Call`; a task's `state` sees 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -348,7 +349,7 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
     if labels.ndim == 0:
         labels = labels.expand(count)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool or len(labels) != count:
-        raise UserError(f"expected {count} integer labels, one an image, got {labels.dtype} {tuple(labels.shape)}")
+        raise UserError(f"expected labels as ({count},) integers, got {labels.dtype} {tuple(labels.shape)}")
     last = len(model.classes) - 1
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
         raise UserError(
@@ -390,69 +391,56 @@ def masks_of(mask: Any, call: Call) -> list[Tensor]:
     return rows
 
 
-class MaskSource:
-    """Where masks come from on the command line: an image, a rectangle, a random patch, or an image's transparency.
+def command_masks(
+    mask: Sequence[str], options: Mapping[str, Any], call: Call, *, own_alpha: bool = False
+) -> tuple[PerImage, dict[str, Any]]:
+    """The mask (1, H, W) of each image as the command line says, checked now, and what decides it.
 
     Args:
         mask: what ``--mask`` was given: at most one image or rectangle.
         options: ``patch``, side of a random square; ``seed`` of it; ``invert``, to take the other part.
+        call: whose images they are for.
         own_alpha: where nothing is given, what is transparent in an image is its mask.
 
     Raises:
-        UserError: not exactly one source.
+        UserError: not exactly one source, or a mask that does not fit an image.
     """
+    invert, patch, seed = options["invert"], options["patch"], options["seed"]
+    if len(mask) > 1 or (mask and patch is not None):
+        raise UserError("expected one --mask or --patch for each image, got several; merge the masks into one")
+    if not mask and patch is None and not own_alpha:
+        raise UserError("expected --mask (an image, or LEFT,TOP,WIDTH,HEIGHT) or --patch SIDE, got neither")
+    record: dict[str, Any]
+    if mask and "," in mask[0] and re.fullmatch(r"[-\d.,\s]+", mask[0]):
+        record = {"mask": mask[0]}
+    elif mask:
+        if not (path := Path(mask[0])).is_file():
+            raise UserError(f"expected an image of the mask in {path}, found no such file")
+        record = {"mask": {"file": path.name, "sha256": sha256(path)}}
+    else:
+        record = {"mask": "transparent parts"} if patch is None else {"patch": patch, "seed": seed}
 
-    def __init__(self, mask: Sequence[str], options: Mapping[str, Any], *, own_alpha: bool = False) -> None:
-        self.invert, self.patch, self.seed = options["invert"], options["patch"], options["seed"]
-        if len(mask) > 1 or (mask and self.patch is not None):
-            raise UserError("expected one --mask or --patch for each image, got several; merge the masks into one")
-        if not mask and self.patch is None and not own_alpha:
-            raise UserError("expected --mask (an image, or LEFT,TOP,WIDTH,HEIGHT) or --patch SIDE, got neither")
-        self.mask = mask[0] if mask else None
-        numbers = self.mask is not None and "," in self.mask and re.fullmatch(r"[-\d.,\s]+", self.mask)
-        self.rectangle = self.mask if numbers else None
-        self._built: dict[Any, Tensor] = {}
+    def build(source: int | None, size: tuple[int, int]) -> Tensor:
+        if source is None:
+            return rectangle_mask(mask[0], size) if isinstance(record["mask"], str) else load_mask(mask[0], size)
+        if patch is None:
+            return mask_from_alpha(call.decoded.get(source, call.files[source]))
+        # Keyed by the image's contents, not its place: the same image has the same hole in any company.
+        generators = image_generators(seed, [int(sha256(call.files[source])[:8], 16)])
+        return random_patch_masks(generators, size=size, side=patch, border=min(size) // 8)[0]
 
-    def of(self, call: Call) -> PerImage:
-        """The mask (1, H, W) of each image, checked now, and built once."""
+    @functools.lru_cache(maxsize=64)
+    def checked(source: int | None, size: tuple[int, int]) -> Tensor:
+        built = build(source, size)
+        return check_mask(1 - built if invert else built, torch.empty(1, 1, *size))[0].float()
 
-        def one(source: int) -> Tensor:
-            key = source if self.mask is None else call.sizes[source]
-            if key not in self._built:
-                built = self._build(call, source)
-                self._built[key] = check_mask(
-                    1 - built if self.invert else built, torch.empty(1, 1, *call.sizes[source])
-                )[0]
-            return self._built[key]
+    def of(source: int) -> Tensor:
+        return checked(None if mask else source, call.sizes[source])
 
-        for source in range(len(call.sizes)):
-            one(source)
-        return PerImage(lambda indices: torch.stack([one(call.sources[index]) for index in indices]).float())
-
-    def _build(self, call: Call, source: int) -> Tensor:
-        size, file = call.sizes[source], call.files[source]
-        if self.rectangle is not None:
-            return rectangle_mask(self.rectangle, size)
-        if self.mask is not None:
-            return load_mask(self.mask, size)
-        if self.patch is not None:
-            # Keyed by the image's contents, not its place: the same image has the same hole in any company.
-            generators = image_generators(self.seed, [int(sha256(file)[:8], 16)])
-            return random_patch_masks(generators, size=size, side=self.patch, border=min(size) // 8)[0]
-        return mask_from_alpha(call.decoded.get(source, file))
-
-    def record(self, call: Call) -> dict[str, Any]:
-        """What decides the masks, for ``settings.json``."""
-        if self.rectangle is not None:
-            return {"mask": self.rectangle, "invert": self.invert}
-        if self.mask is not None:
-            path = Path(self.mask)
-            if not path.is_file():
-                raise UserError(f"expected an image of the mask in {path}, found no such file")
-            return {"mask": {"file": path.name, "sha256": sha256(path)}, "invert": self.invert}
-        if self.patch is not None:
-            return {"patch": self.patch, "seed": self.seed, "invert": self.invert}
-        return {"mask": "transparent parts", "invert": self.invert}
+    for source in range(len(call.sizes)):
+        of(source)
+    masks = PerImage(lambda indices: torch.stack([of(call.sources[index]) for index in indices]))
+    return masks, record | {"invert": invert}
 
 
 def predict(model: Classifier, images: Any, *, views: str | None = None, precision: str | None = None) -> Tensor:
@@ -469,13 +457,11 @@ def predict(model: Classifier, images: Any, *, views: str | None = None, precisi
         >>> predict(load_model("mnist"), torch.zeros(2, 1, 56, 56)).shape
         torch.Size([2])
     """
-    loaded = read_images(model, images)
     frozen = model.frozen(precision=precision)
-    found: dict[int, int] = {}
-    for place, image in enumerate(loaded):
+    found = []
+    for image in read_images(model, images):
         size = (image.shape[1], image.shape[2])
         side = model.image_size or min(size)
         with torch.no_grad():
-            seen = Viewed(frozen, choose_views(size, side, views), side)(image[None].to(model.device))
-        found[place] = int(seen.argmax(1))
-    return torch.tensor([found[place] for place in range(len(loaded))], dtype=torch.long)
+            found.append(Viewed(frozen, choose_views(size, side, views), side)(image[None].to(model.device)).argmax(1))
+    return torch.cat(found).cpu() if found else torch.empty(0, dtype=torch.long)

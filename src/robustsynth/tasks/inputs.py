@@ -22,12 +22,10 @@ MASK_OPTIONS = (
 )
 
 
-def _check_label(value: Any, call: Call) -> Any:
+def _check_classes(value: Any, call: Call) -> Any:
     from robustsynth.tasks.call import PerImage, class_indices
 
-    if value is None:
-        return None
-    return PerImage.rows(class_indices(value, call.model, len(call)))
+    return None if value is None else PerImage.rows(class_indices(value, call.model, len(call)))
 
 
 def _read_label(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
@@ -35,7 +33,7 @@ def _read_label(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, 
     if name is None:
         return None, {"label": None}
     index = call.named_class(name)
-    return _check_label(index, call), {"label": call.model.classes[index]}
+    return _check_classes(index, call), {"label": call.model.classes[index]}
 
 
 LABELS = Input(
@@ -43,16 +41,10 @@ LABELS = Input(
     f"{CLASSES} | None",
     "(N,) classes by number or name, or one for all images; predicted where None.",
     (Option("--label", "Class of the images; predicted if not given."),),
-    _check_label,
+    _check_classes,
     _read_label,
     positional=True,
 )
-
-
-def _check_targets(value: Any, call: Call) -> Any:
-    from robustsynth.tasks.call import PerImage, class_indices
-
-    return PerImage.rows(class_indices(value, call.model, len(call)))
 
 
 def _read_targets(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
@@ -64,7 +56,7 @@ def _read_targets(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str
     classes = [call.model.classes[index] for index in wanted]
     images = len(call)
     call.repeat([f"-{name.replace(' ', '_')}" for name in classes] if len(wanted) > 1 else [""])
-    return _check_targets(wanted * images, call), {"to": classes}
+    return _check_classes(wanted * images, call), {"to": classes}
 
 
 TARGETS = Input(
@@ -72,7 +64,7 @@ TARGETS = Input(
     CLASSES,
     "(N,) classes to turn the images into, by number or name, or one for all images.",
     (Option("--to", "Class to turn the images into, or several: dog,church.", required=True),),
-    _check_targets,
+    _check_classes,
     _read_targets,
     default=REQUIRED,
     positional=True,
@@ -93,10 +85,9 @@ def mask_input(*, own_alpha: bool) -> Input:
     """
 
     def read(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
-        from robustsynth.tasks.call import MaskSource
+        from robustsynth.tasks.call import command_masks
 
-        source = MaskSource(options["mask"], options, own_alpha=own_alpha)
-        return source.of(call), source.record(call)
+        return command_masks(options["mask"], options, call, own_alpha=own_alpha)
 
     return Input(
         "mask",
@@ -160,18 +151,15 @@ def _check_unit_masks(value: Any, call: Call) -> Any:
 
 
 def _read_unit_masks(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
-    from robustsynth.tasks.call import MaskSource, PerImage
+    from robustsynth.tasks.call import PerImage, command_masks
 
     units = call.value("unit")
     given = [(mask,) for mask in options["mask"]] or [()]
     if len(given) not in (1, len(units)):
         raise UserError(f"expected one mask, or one for each of {len(units)} units, got {len(given)}")
-    sources = [MaskSource(mask, options) for mask in given]
-    masks = [source.of(call) for source in sources] * (len(units) // len(sources))
-    return (
-        PerImage(lambda indices: [mask(indices) for mask in masks]),
-        {"masks": [source.record(call) for source in sources]},
-    )
+    made = [command_masks(mask, options, call) for mask in given]
+    masks = [masks for masks, _ in made] * (len(units) // len(made))
+    return PerImage(lambda indices: [mask(indices) for mask in masks]), {"masks": [record for _, record in made]}
 
 
 UNIT_MASKS = Input(
