@@ -76,7 +76,7 @@ class ComparisonPlan:
         """Of all images together."""
         return len(self.classes) * sum(settings.steps for settings in self.settings)
 
-    def starts(self, place: int) -> Tensor:
+    def start_images(self, place: int) -> Tensor:
         """The start images (N, C, H, W) in the size and with the channels of model `place`."""
         model, images = self.models[place], self.seeds
         if model.channels == 1 and images.shape[1] == 3:
@@ -223,7 +223,7 @@ class ComparisonSteps:
         return generate_steps(
             model,
             labels_of(model, plan.classes[:count]),
-            start=plan.starts(place)[:count],
+            start=plan.start_images(place)[:count],
             precision=execution.precision,
             batch_size=execution.batch_size,
             **dataclasses.asdict(settings),
@@ -232,7 +232,7 @@ class ComparisonSteps:
     def result(self) -> Comparison:
         """What is drawn until now."""
         plan, seconds = self.plan, list[float | None]()
-        images = [torch.zeros_like(plan.starts(place)) for place in range(len(plan.models))]
+        images = [torch.zeros_like(plan.start_images(place)) for place in range(len(plan.models))]
         drawn = torch.zeros(len(images), len(plan.classes), dtype=torch.bool)
         for place, (results, timed) in enumerate(zip(self._results, self._seconds, strict=True)):
             for index, image in results.images.items():
@@ -288,8 +288,8 @@ def plan_comparison(
         execution = model.frozen(precision=precision, batch_size=batch_size).execution
         size = batch_size or min(execution.batch_size, -(-len(labels) // TURNS))
         executions.append(dataclasses.replace(execution, batch_size=size))
-    called, how = distinct(names or [model.name for model in models]), tuple(executions)
-    return ComparisonPlan(tuple(models), called, of_images, seed, seeds, seeds_of, own_settings, settings, how)
+    names, how = distinct(names or [model.name for model in models]), tuple(executions)
+    return ComparisonPlan(tuple(models), names, of_images, seed, seeds, seeds_of, own_settings, settings, how)
 
 
 def shared_classes(models: Sequence[Classifier], asked: Sequence[str | int] | None = None) -> list[str]:
@@ -418,7 +418,7 @@ def draw_figure(result: Comparison) -> np.ndarray:
     """The start images and what each model made of them, as uint8 (H, W, 3)."""
     plan = result.plan
     rows: list[list[np.ndarray | None]] = [list(to_uint8(plan.seeds))]
-    labels: list[tuple[str, ...]] = [("start", _starts(plan))]
+    labels: list[tuple[str, ...]] = [("start", _start_text(plan))]
     kinds = {"standard": "standard training", "not stated": "training not stated"}
     for model, name, images, drawn in zip(plan.models, plan.names, result.images, result.drawn, strict=True):
         rows.append([image if there else None for image, there in zip(to_uint8(images), drawn.tolist(), strict=True)])
@@ -511,8 +511,8 @@ def _how(plan: ComparisonPlan) -> str:
         return f"{settings.norm} eps {settings.eps:g}, {settings.steps} steps of {settings.step_size:g}{schedule}"
 
     if len(plan.models) == 1:
-        return f"Start images: {_starts(plan)}; {settings_of(0)}"
-    starts = f"The same start images for all ({_starts(plan)})"
+        return f"Start images: {_start_text(plan)}; {settings_of(0)}"
+    starts = f"The same start images for all ({_start_text(plan)})"
     if plan.own_settings:
         own = "; ".join(f"{name} {settings_of(place)}" for place, name in enumerate(plan.names))
         return f"{starts}, each with its own settings: {own}"
@@ -521,7 +521,7 @@ def _how(plan: ComparisonPlan) -> str:
     return f"{starts} and the same settings ({settings_of(plan.seeds_of)}{more})"
 
 
-def _starts(plan: ComparisonPlan) -> str:
+def _start_text(plan: ComparisonPlan) -> str:
     seeds_from = plan.settings[plan.seeds_of].seeds_from
     if seeds_from == "uniform":
         return "uniform noise"

@@ -291,9 +291,6 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     natural images and the response properties of cortical cells"), and it is grey: white noise of the same contrast
     shows as grain in what becomes of it, coloured noise as patches of wrong colours.
 
-    Raises:
-        UserError: the model has no image size.
-
     Example:
         >>> grey = Classifier.wrap(torch.nn.Linear(2, 2), classes=2, mean=[0.5], std=[0.5], image_size=8)
         >>> noise(grey, randomness.image_generators(0, range(4)), level=0.5, contrast=0.05).shape
@@ -416,18 +413,11 @@ def draw_atlas(
     data_name: str = "the data",
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """One uint8 image (H, W, 3): for each unit its number, its classes, what was drawn to raise it, its top images,
-    and below each image the unit's activation in it.
+    """One uint8 image (H, W, 3) of the rows of a `FeatureAtlas`: for each unit its number, its classes, what was drawn
+    to raise it, its top images, and below each image the unit's activation in it.
 
-    Args:
-        rows: of a `FeatureAtlas`.
-        title: above everything.
-        drawn_as: above the drawn images.
-        data_name: of the data that the top images are from.
-        classes: of the model, as for `robustsynth.sheet.sheet`.
-
-    Raises:
-        UserError: no rows.
+    `title` stands above everything, `drawn_as` above the drawn images, and `data_name` says what the top images are of;
+    `classes` are the model's, as for `robustsynth.sheet.sheet`. No rows are a `UserError`.
 
     Example:
         >>> row = UnitRow(3, (("cat", 0.5),), torch.zeros(2, 3, 32, 32), (1.0, 2.0), (), (), np.zeros((0, 32, 32, 3)))
