@@ -1,13 +1,10 @@
 """Start images of generation, drawn from simple distributions of each class (Santurkar et al. 2019, Section 3.1).
 
 Independent normals of each pixel and multivariate normals of low rank are fitted to training images and kept in one
-small file beside the model, so that sampling needs no training data. Uniform noise needs no fit. Large images are
-fitted at a quarter of their resolution, as in the paper.
-
-Gaussian mixtures are the richer distributions that the paper wishes for. A mixture describes a class's coordinates
-along its leading directions, which `ClassSeeds` keeps. What lies outside of these directions stays stationary noise,
-which each component scales: a plain sky and a flower bed differ in that most of all. Fitting a mixture needs
-scikit-learn, sampling does not.
+small file beside the model. Uniform noise needs no fit. Large images are fitted at a quarter of their resolution, as in
+the paper. Gaussian mixtures are the richer distributions that the paper wishes for. A mixture describes a class's
+coordinates along its leading directions; what lies outside of these stays stationary noise, which each component
+scales: a plain sky and a flower bed differ in that most of all. Fitting mixtures needs scikit-learn.
 """
 
 from __future__ import annotations

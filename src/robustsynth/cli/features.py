@@ -26,7 +26,6 @@ from robustsynth.errors import UserError
 from robustsynth.tasks.settings import FeatureSettings
 
 if TYPE_CHECKING:
-    from robustsynth.models.classifier import Classifier
     from robustsynth.solver import Progress
     from robustsynth.tasks.features import UnitRow
 
@@ -59,23 +58,26 @@ def command(**options: Any) -> None:
 
 
 class FeaturesRun:
-    """One call of the command.
-
-    Attributes:
-        rows: by unit, as the folder's files have them.
-        missing: units that are to be drawn.
-    """
+    """One call of the command: `rows` by unit, as the folder's files have them, and the units that are `missing`."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         from robustsynth.data import load_data
         from robustsynth.models.store import load_model
         from robustsynth.run_folder import RunFolder, model_identity
-        from robustsynth.tasks.features import resolve_features
+        from robustsynth.tasks.features import check_units, choose_units, resolve_features
 
         check_trajectory(options["trajectory"])
         self.trajectory: str | None = options["trajectory"]
         self.model = model = load_model(options["model_name"], device=options["device"])
-        self.units = _wanted_units(model, options)
+        units, classes = options["units"], options["classes"]
+        if units is not None and classes is not None:
+            raise UserError(
+                "expected --units or --classes, got both; units are chosen for classes where none are given"
+            )
+        if units is None:
+            wanted = parse_classes(classes or "all", model.classes, model.class_index)
+            units = choose_units(model, wanted, num=options["num"])
+        self.units = check_units(model, units)
         given = {field.name: options[field.name] for field in dataclasses.fields(FeatureSettings)}
         self.settings = resolve_features(model, given=given)
         self.data, self.seed, split = None, options["seed"], options["split"]
@@ -211,15 +213,3 @@ class FeaturesRun:
         """What this command may have left in the folder, whatever units it drew."""
         ours = re.compile(r"atlas\.png|features\.json|unit-\d+-\d+\.(png|gif|mp4)")
         return [path.name for path in self.folder.out.iterdir() if ours.fullmatch(path.name)]
-
-
-def _wanted_units(model: Classifier, options: dict[str, Any]) -> list[int]:
-    from robustsynth.tasks.features import check_units, choose_units
-
-    units, classes = options["units"], options["classes"]
-    if units is not None and classes is not None:
-        raise UserError("expected --units or --classes, got both; units are chosen for classes where none are given")
-    if units is not None:
-        return check_units(model, units)
-    wanted = parse_classes(classes or "all", model.classes, model.class_index)
-    return choose_units(model, wanted, num=options["num"])
