@@ -160,13 +160,13 @@ def test_other_sizes_and_grey_get_the_same_starts_in_their_own_form(load, order,
     result = rs.compare(models, num_per_class=1, steps=2, shift=4, eps=3.0, **FIXED)
     assert result.seeds.shape == (3, channels, side, side)
     for place, model in enumerate(models):
-        start = result.plan.starts(place)
+        start = result.plan.start_images(place)
         assert start.shape == result.images[place].shape == (3, model.channels, model.image_size, model.image_size)
         assert abs(float(start.mean()) - float(result.seeds.mean())) < 0.05
         settings, scale = result.plan.settings[place], model.image_size / side
         assert settings.eps == pytest.approx(3.0 * scale * (model.channels / channels) ** 0.5)
         assert settings.shift == round(4 * scale)
-    assert torch.equal(result.plan.starts(0), result.seeds)
+    assert torch.equal(result.plan.start_images(0), result.seeds)
 
 
 def test_linf_sizes_are_the_same_whatever_the_size_of_images(load):
@@ -176,7 +176,7 @@ def test_linf_sizes_are_the_same_whatever_the_size_of_images(load):
 
 
 def test_grey_as_colours_is_grey(load):
-    starts = plan_comparison(load("grey", "tiny"), num_per_class=1, **FIXED).starts(1)
+    starts = plan_comparison(load("grey", "tiny"), num_per_class=1, **FIXED).start_images(1)
     assert torch.equal(starts[:, 0], starts[:, 1])
     assert torch.equal(starts[:, 0], starts[:, 2])
 

@@ -431,9 +431,9 @@ def test_atlas_raises_its_units(tiny):
             )
 
 
-def test_features_in_python(tiny, folder_of_pictures, monkeypatch):
+def test_features_in_python(tiny, folder_of_images, monkeypatch):
     assert rs.features is features
-    data = quiet(folder_of_pictures, image_size=16)
+    data = quiet(folder_of_images, image_size=16)
     settings = {"steps": 2, "drawn": 2, "top": 1} | FIXED
     atlas = rs.features(tiny, classes=["ship", 0], num=3, data=data, **settings)
     assert [row.unit for row in atlas.rows] == choose_units(tiny, [1, 0], num=3)
@@ -470,7 +470,7 @@ def test_leaving_the_loop_keeps_the_rows_that_are_done(tiny):
     assert rows[0].record() == whole.rows[0].record()
 
 
-def test_a_picture_depends_on_its_seed_unit_and_number_alone(tiny):
+def test_an_image_depends_on_its_seed_unit_and_number_alone(tiny):
     def drawn(units, **settings):
         given = {"steps": 2, "drawn": 2, "shift": 1} | FIXED | settings
         return {row.unit: row.images for row in features(tiny, units, **given).rows}
@@ -657,8 +657,8 @@ def features_of(model, out, *arguments):
 
 
 @pytest.fixture(scope="module")
-def folder_of_pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+def folder_of_images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
     for label, name in enumerate(("cat", "ship")):
         (root / "train" / name).mkdir(parents=True)
         for i in range(4):
@@ -666,9 +666,9 @@ def folder_of_pictures(tmp_path_factory):
     return root
 
 
-def test_features_writes_an_atlas_its_numbers_and_settings(tiny_folder, folder_of_pictures, tmp_path):
+def test_features_writes_an_atlas_its_numbers_and_settings(tiny_folder, folder_of_images, tmp_path):
     out = tmp_path / "new" / "out"
-    data = ("--data", folder_of_pictures, "--split", "train", "--top", "3")
+    data = ("--data", folder_of_images, "--split", "train", "--top", "3")
     result = features_of(tiny_folder, out, "--units", "3,0", *data)
     assert result.exit_code == 0, result.output
     drawn = [f"unit-{unit}-{number}.png" for unit in (0, 3) for number in (0, 1)]
@@ -692,7 +692,7 @@ def test_features_writes_an_atlas_its_numbers_and_settings(tiny_folder, folder_o
         assert said in result.output
 
 
-def test_films_of_each_picture(tiny_folder, tmp_path):
+def test_animations_of_each_image(tiny_folder, tmp_path):
     assert features_of(tiny_folder, tmp_path, "--units", "3,0", "--trajectory", "gif").exit_code == 0
     assert sorted(p.name for p in tmp_path.glob("*.gif")) == [f"unit-{u}-{n}.gif" for u in (0, 3) for n in (0, 1)]
 
@@ -780,9 +780,9 @@ def interrupted(monkeypatch, step, number=signal.SIGINT):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("step", "done"), [(1, []), (2, []), (3, [3, 5]), (5, [3, 5])])
 def test_stopped_by_the_user_it_keeps_the_units_that_are_done(
-    tiny_folder, tmp_path, monkeypatch, folder_of_pictures, step, done, number
+    tiny_folder, tmp_path, monkeypatch, folder_of_images, step, done, number
 ):
-    asked = ("--units", "3,5,7", "--data", folder_of_pictures, "--split", "train", "--top", "2")
+    asked = ("--units", "3,5,7", "--data", folder_of_images, "--split", "train", "--top", "2")
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert features_of(tiny_folder, whole, *asked).exit_code == 0
     with monkeypatch.context() as patched:
@@ -806,8 +806,8 @@ def files(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_stopped_while_looking_and_twice(tiny_folder, tmp_path, monkeypatch, folder_of_pictures):
-    data = ("--data", folder_of_pictures, "--split", "train")
+def test_stopped_while_looking_and_twice(tiny_folder, tmp_path, monkeypatch, folder_of_images):
+    data = ("--data", folder_of_images, "--split", "train")
     interrupted(monkeypatch, 1)
     result = features_of(tiny_folder, tmp_path, "--units", "3", *data)
     assert result.exit_code == 130

@@ -32,9 +32,9 @@ FITTED = [kind for kind in SEED_KINDS if kind != "uniform"]
 
 @pytest.fixture(scope="module")
 def seeds() -> ClassSeeds:
-    pictures, labels = pictures_of_classes(3, 20, 8, 3)
-    fitted = fit_class_seeds(pictures, labels, classes=3, image_size=8, rank=6)
-    return dataclasses.replace(fitted, mixtures=fit_class_mixtures(fitted, pictures, labels, components=2))
+    images, labels = pictures_of_classes(3, 20, 8, 3)
+    fitted = fit_class_seeds(images, labels, classes=3, image_size=8, rank=6)
+    return dataclasses.replace(fitted, mixtures=fit_class_mixtures(fitted, images, labels, components=2))
 
 
 @pytest.mark.parametrize("kind", SEED_KINDS)
@@ -59,8 +59,8 @@ def test_fitted_seeds_follow_their_class(seeds, kind):
         assert abs(float(drawn.mean()) - (60 + 40 * label) / 255) < 0.02
 
 
-def correlated_pictures(count: int) -> np.ndarray:
-    """Pictures along two known directions, with a little noise of every pixel."""
+def correlated_images(count: int) -> np.ndarray:
+    """Images along two known directions, with a little noise of every pixel."""
     random = np.random.default_rng(0)
     ways = random.normal(size=(2, 8 * 8 * 3))
     values = 128 + random.normal(0, 14, (count, 2)) @ ways + random.normal(0, 2, (count, 8 * 8 * 3))
@@ -74,10 +74,10 @@ def outside_of_the_basis(seeds: ClassSeeds) -> torch.Tensor:
 
 
 def test_low_rank_covariance_is_near_the_true_one():
-    pictures = np.concatenate([correlated_pictures(300), correlated_pictures(300)[::-1]])
+    images = np.concatenate([correlated_images(300), correlated_images(300)[::-1]])
     labels = np.repeat([0, 1], 300)
-    seeds = fit_class_seeds(pictures, labels, classes=2, image_size=8, rank=4)
-    flat = torch.from_numpy(pictures[:300]).permute(0, 3, 1, 2).double().flatten(1) / 255
+    seeds = fit_class_seeds(images, labels, classes=2, image_size=8, rank=4)
+    flat = torch.from_numpy(images[:300]).permute(0, 3, 1, 2).double().flatten(1) / 255
     true = torch.cov(flat.T)
     basis = seeds.basis[0].double()
     fitted = basis.T @ basis + outside_of_the_basis(seeds)
@@ -88,8 +88,8 @@ def test_low_rank_covariance_is_near_the_true_one():
 
 
 def test_draws_have_the_fitted_covariance():
-    pictures = correlated_pictures(300)
-    seeds = fit_class_seeds(np.concatenate([pictures] * 2), np.repeat([0, 1], 300), classes=2, image_size=8, rank=4)
+    images = correlated_images(300)
+    seeds = fit_class_seeds(np.concatenate([images] * 2), np.repeat([0, 1], 300), classes=2, image_size=8, rank=4)
     count = 1500
     drawn = seeds.multivariate(torch.zeros(count, dtype=torch.long), image_generators(0, range(count)))
     got = torch.cov(drawn.double().flatten(1).T)
@@ -105,9 +105,9 @@ def test_draws_have_the_fitted_covariance():
 
 
 def test_the_ridge_is_added():
-    """Pictures of a class that are all alike still give starts that differ, by the paper's 1e-4."""
-    pictures = np.full((4, 8, 8, 3), 128, np.uint8)
-    seeds = fit_class_seeds(pictures, np.array([0, 0, 1, 1]), classes=2, image_size=8, rank=2)
+    """Images of a class that are all alike still give starts that differ, by the paper's 1e-4."""
+    images = np.full((4, 8, 8, 3), 128, np.uint8)
+    seeds = fit_class_seeds(images, np.array([0, 0, 1, 1]), classes=2, image_size=8, rank=2)
     drawn = seeds.multivariate(torch.zeros(50, dtype=torch.long), image_generators(0, range(50)))
     assert float(drawn.std()) == pytest.approx(RIDGE**0.5, rel=0.05)
 
@@ -118,13 +118,13 @@ def test_frequencies_are_an_orthonormal_change_of_axes(channels):
     torch.testing.assert_close(from_frequencies(to_frequencies(x)), x, rtol=0, atol=1e-5)
     torch.testing.assert_close(to_frequencies(x).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
     flat = to_frequencies(torch.full((1, channels, 8, 8), 0.5)).flatten()
-    assert abs(float(flat[0])) > 1, "a grey picture has brightness"
+    assert abs(float(flat[0])) > 1, "a grey image has brightness"
     assert float(flat[1:].abs().max()) < 1e-5, "and nothing else"
 
 
 def test_full_rank_seeds_leave_no_residual():
-    pictures, labels = pictures_of_classes(2, 5, 4, 1)
-    seeds = fit_class_seeds(pictures, labels, classes=2, image_size=4, rank=16)
+    images, labels = pictures_of_classes(2, 5, 4, 1)
+    seeds = fit_class_seeds(images, labels, classes=2, image_size=4, rank=16)
     assert seeds.basis.shape == (2, 16, 16)
     assert float(seeds.residual.max()) < 1e-6
 
@@ -157,9 +157,9 @@ def test_large_images_are_fitted_at_a_quarter(size, side):
 
 
 def test_reduction_averages():
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 1), dtype=np.uint8)
-    seeds = fit_class_seeds(pictures, np.array([0, 0, 1, 1]), classes=2, image_size=128, rank=1)
-    expected = F.avg_pool2d(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, 4)[:2].mean(0)
+    images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 1), dtype=np.uint8)
+    seeds = fit_class_seeds(images, np.array([0, 0, 1, 1]), classes=2, image_size=128, rank=1)
+    expected = F.avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, 4)[:2].mean(0)
     torch.testing.assert_close(seeds.mean[0], expected, rtol=1e-5, atol=1e-6)
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.progress import STOPPED, say, stoppable, with_bar
-from robustsynth.errors import UserError
+from robustsynth.cli.progress import STOPPED, not_finite, say, stoppable, with_bar
 from robustsynth.tasks.generate import GenerateSettings
-
-if TYPE_CHECKING:
-    from robustsynth.models.classifier import Classifier
 
 
 @click.command("compare")
@@ -51,51 +47,41 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
     from robustsynth.cli.describe import describe_model
     from robustsynth.files import only_writer
     from robustsynth.models.store import load_model
-    from robustsynth.run_folder import RunFolder
-    from robustsynth.tasks.compare import ComparisonSteps, comparison_folder, plan_comparison, write_comparison
+    from robustsynth.run_folder import FIGURE_FILE, RunFolder
+    from robustsynth.tasks import compare
 
     loaded = [load_model(name, device=device) for name in models]
     given = {each.name: asked.pop(each.name) for each in dataclasses.fields(GenerateSettings)}
-    plan = plan_comparison(loaded, _classes(classes, loaded), names=_names(models), given=given, **asked)
-    # The only writer looks at the folder: another command may have written there a moment ago.
+    wanted, known = None, loaded[0].classes
+    if classes.strip().lower() != "all":
+        places = parse_classes(classes, known, lambda name: known.index(compare.shared_classes(loaded, [name])[0]))
+        wanted = [known[place] for place in places]
+    plan = compare.plan_comparison(loaded, wanted, names=_names(models), given=given, **asked)
+    # The folder is looked at by its only writer: another command may have written there a moment ago.
     with only_writer(RunFolder.path_of(out)):
-        folder = comparison_folder(out, plan, overwrite=overwrite)
+        folder = compare.comparison_folder(out, plan, overwrite=overwrite)
         for model in loaded:
             say(describe_model(model))
         common = "" if plan.own_settings else "and settings "
         say(f"start images {common}of {plan.names[plan.seeds_of]}, seed {plan.seed}")
-        drawing = ComparisonSteps(plan)
-        total = len(plan.classes) * sum(each.steps for each in plan.settings)
+        drawing = compare.ComparisonSteps(plan)
         with stoppable() as asked_to_stop:
             progresses = (progress for _, progress in drawing)
-            for _ in with_bar(progresses, total=total, name="drawing", asked=asked_to_stop):
+            for _ in with_bar(progresses, total=plan.steps, name="drawing", asked=asked_to_stop):
                 pass
         result = drawing.result()
-        if not bool(result.drawn.any()) and not result.complete:
+        count = int(result.drawn.sum())
+        if not count and not result.complete:
             say("stopped before the first images were done; nothing was written")
             raise SystemExit(STOPPED)
-        click.echo(write_comparison(folder, result))
+        click.echo(compare.write_comparison(folder, result))
     if not result.complete:
-        say(f"stopped; {int(result.drawn.sum())} of {result.drawn.numel()} images are in {folder.out / 'figure.png'}")
+        say(f"stopped; {count} of {result.drawn.numel()} images are in {folder.out / FIGURE_FILE}")
         raise SystemExit(STOPPED)
     if any(result.failures):
-        failed = ", ".join(f"{len(f)} of {name}" for name, f in zip(plan.names, result.failures, strict=True) if f)
-        raise UserError(
-            f"expected finite numbers, got NaN or infinity for {failed}; the other images are in {folder.out}. "
-            "Try --precision float32 or a smaller --step-size"
-        )
-    say(f"wrote figure.png, table.md and settings.json to {folder.out}")
-
-
-def _classes(text: str, models: Sequence[Classifier]) -> list[str] | None:
-    """The classes asked for, by names that all models have; None for all of them."""
-    from robustsynth.tasks.compare import shared_classes
-
-    if text.strip().lower() == "all":
-        return None
-    known = models[0].classes
-    places = parse_classes(text, known, lambda name: known.index(shared_classes(models, [name])[0]))
-    return [known[place] for place in places]
+        failed = [f"{len(f)} of {name}" for name, f in zip(plan.names, result.failures, strict=True) if f]
+        raise not_finite(failed, f"the other images are in {folder.out}")
+    say(f"wrote {FIGURE_FILE}, {compare.TABLE_FILE} and settings.json to {folder.out}")
 
 
 def _names(models: Sequence[str]) -> list[str]:

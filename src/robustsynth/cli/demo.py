@@ -44,14 +44,12 @@ def command(out: str, seed: int, device: str | None) -> None:
     drawing = ComparisonSteps(plan)
     # The first image of each class, as it is after each step.
     forming: dict[int, list[Tensor]] = {index: [] for index in range(0, len(plan.classes), EACH)}
-    total = len(plan.classes) * sum(each.steps for each in plan.settings)
-    with tqdm(total=total, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar:
+    with tqdm(total=plan.steps, unit="step", unit_scale=True, disable=not interactive(), desc="drawing") as bar:
         for place, progress in drawing:
             bar.update(len(progress.indices) if progress.step else 0)
-            if place == 0:
-                shown = zip(progress.indices, progress.previews, strict=True)
-                for index, image in ((index, image) for index, image in shown if index in forming):
-                    forming[index].append(image)
+            for row, index in enumerate(progress.indices):
+                if place == 0 and index in forming:
+                    forming[index].append(progress.previews[row])
     result = drawing.result()
 
     def by_class(names: Sequence[str], images: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""``robustsynth features``"""
+"""``robustsynth features``: images of what a model's units respond to, written unit by unit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustsynth.cli.progress import (
     check_trajectory,
     interactive,
     say,
-    settings_line,
+    say_run,
     stoppable,
     with_bar,
 )
@@ -26,7 +26,6 @@ from robustsynth.errors import UserError
 from robustsynth.tasks.settings import FeatureSettings
 
 if TYPE_CHECKING:
-    from robustsynth.models.classifier import Classifier
     from robustsynth.solver import Progress
     from robustsynth.tasks.features import UnitRow
 
@@ -59,23 +58,26 @@ def command(**options: Any) -> None:
 
 
 class FeaturesRun:
-    """One call of the command.
-
-    Attributes:
-        rows: by unit, as the folder's files have them.
-        missing: units that are to be drawn.
-    """
+    """One call of the command: `rows` by unit, as the folder's files have them, and the units that are `missing`."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         from robustsynth.data import load_data
         from robustsynth.models.store import load_model
         from robustsynth.run_folder import RunFolder, model_identity
-        from robustsynth.tasks.features import resolve_features
+        from robustsynth.tasks.features import check_units, choose_units, resolve_features
 
         check_trajectory(options["trajectory"])
         self.trajectory: str | None = options["trajectory"]
         self.model = model = load_model(options["model_name"], device=options["device"])
-        self.units = _wanted_units(model, options)
+        units, classes = options["units"], options["classes"]
+        if units is not None and classes is not None:
+            raise UserError(
+                "expected --units or --classes, got both; units are chosen for classes where none are given"
+            )
+        if units is None:
+            wanted = parse_classes(classes or "all", model.classes, model.class_index)
+            units = choose_units(model, wanted, num=options["num"])
+        self.units = check_units(model, units)
         given = {field.name: options[field.name] for field in dataclasses.fields(FeatureSettings)}
         self.settings = resolve_features(model, given=given)
         self.data, self.seed, split = None, options["seed"], options["split"]
@@ -90,13 +92,8 @@ class FeaturesRun:
             "seed": self.seed,
             "settings": dataclasses.asdict(self.settings),
         }
-        self.folder: RunFolder = RunFolder(
-            options["out"],
-            asked,
-            overwrite=options["overwrite"],
-            files=lambda record: self._files(),
-            new_files=(ATLAS_FILE, FEATURES_FILE),
-        )
+        new, overwrite = (ATLAS_FILE, FEATURES_FILE), options["overwrite"]
+        self.folder = RunFolder(options["out"], asked, overwrite=overwrite, files=self._files, new_files=new)
         precision, batch_size = self.folder.execution(options["precision"], options["batch_size"])
         self.execution = model.frozen(precision=precision, batch_size=batch_size).execution
         self.rows = {row.unit: row for row in self._read()} if self.folder.earlier else {}
@@ -104,30 +101,25 @@ class FeaturesRun:
 
     def run(self) -> None:
         """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
-        from robustsynth.cli.describe import describe_model
         from robustsynth.sheet import MOST_ROWS
 
-        settings, units, folder = self.settings, self.units, self.folder
-        say(describe_model(self.model))
-        say(settings_line(dataclasses.asdict(settings)))
-        say(f"running in {self.execution.precision}, {self.execution.batch_size} images a batch, seed {self.seed}")
+        units, folder = self.units, self.folder
+        say_run(self.model, dataclasses.asdict(self.settings), self.execution, seed=self.seed)
         if len(self.missing) < len(units):
             say(f"{len(units) - len(self.missing)} of {len(units)} units are there already")
         animations = Animations(self.trajectory)
         names = dict(enumerate(name for unit in self.missing for name in self._names(unit)))
-        total = len(names) * settings.steps
+        total = len(names) * self.settings.steps
         with stoppable() as asked:
             for progress in with_bar(self._steps(asked), total=total, name="drawing", asked=asked):
                 animations.add(progress)
                 if progress.finished:
                     animations.write(folder.out, names, progress)
         self._draw()
-        done = [unit for unit in units if self._is_there(unit)]
-        if len(done) < len(units):
-            said = (
-                f"what was done, {len(done)} of {len(units)} units, is in {folder.out}" if done else "nothing is done"
-            )
-            say(f"stopped; {said}")
+        done = sum(map(self._is_there, units))
+        if done < len(units):
+            kept = f"what was done, {done} of {len(units)} units, is in {folder.out}" if done else "nothing is done"
+            say(f"stopped; {kept}")
             raise SystemExit(STOPPED)
         for unit in units:
             speaks = ", ".join(f"{name} {weight:+.2f}" for name, weight in self.rows[unit].classes) or "no class known"
@@ -144,26 +136,17 @@ class FeaturesRun:
 
         if not self.missing:
             return
-        execution = self.execution
-        steps = feature_steps(
-            self.model,
-            self.missing,
-            self.settings,
-            data=self.data,
-            seed=self.seed,
-            precision=execution.precision,
-            batch_size=execution.batch_size,
-        )
+        how = {"precision": self.execution.precision, "batch_size": self.execution.batch_size}
+        steps = feature_steps(self.model, self.missing, self.settings, data=self.data, seed=self.seed, **how)
         hidden = not interactive() or self.data is None or not self.settings.top
-        with tqdm(
-            total=0 if self.data is None else len(self.data), unit="image", desc="looking", disable=hidden
-        ) as looking:
+        with tqdm(unit="image", desc="looking", disable=hidden) as looking:
             for each in steps:
                 # Only now that all that can be refused has been: a folder should not hold settings of nothing.
-                self.folder.begin(execution=execution.as_dict(), machine=machine_name(self.model.device))
+                self.folder.begin(execution=self.execution.as_dict(), machine=machine_name(self.model.device))
                 if isinstance(each, UnitRow):
                     self._write(each)
                 elif isinstance(each, Looked):
+                    looking.total = each.of
                     looking.update(each.images - looking.n)
                     if asked:
                         return
@@ -175,8 +158,8 @@ class FeaturesRun:
         return [f"unit-{unit}-{number}" for number in range(self.settings.drawn)]
 
     def _is_there(self, unit: int) -> bool:
-        films = [self.folder.out / f"{name}.{self.trajectory}" for name in self._names(unit) if self.trajectory]
-        return unit in self.rows and all(film.exists() for film in films)
+        paths = [self.folder.out / f"{name}.{self.trajectory}" for name in self._names(unit) if self.trajectory]
+        return unit in self.rows and all(path.exists() for path in paths)
 
     def _read(self) -> Iterator[UnitRow]:
         """The rows that are there; one whose files are damaged counts as missing, and is drawn again."""
@@ -194,7 +177,7 @@ class FeaturesRun:
                 yield UnitRow.of_record(record, drawn, self.data)
 
     def _write(self, row: UnitRow) -> None:
-        """Write one row; the images first, so that a row whose numbers are there is whole."""
+        """Write one row; the images first, so that a row whose numbers are there is complete."""
         from robustsynth.files import write_json
         from robustsynth.images import save_png, to_uint8
 
@@ -202,16 +185,19 @@ class FeaturesRun:
         for number, (name, image) in enumerate(zip(self._names(row.unit), drawn, strict=True)):
             text = self.folder.png_text(unit=row.unit, number=number, activation=row.activations[number])
             save_png(self.folder.out / f"{name}.png", image, text=text)
+        # As it will be read: figures of a run that was stopped are drawn from the files.
         self.rows[row.unit] = row.of_record(row.record(), drawn, self.data)
-        records = [self.rows[unit].record() for unit in self.units if unit in self.rows]
-        write_json(self.folder.out / FEATURES_FILE, records)
+        write_json(self.folder.out / FEATURES_FILE, [each.record() for each in self._ordered()])
+
+    def _ordered(self) -> list[UnitRow]:
+        return [self.rows[unit] for unit in self.units if unit in self.rows]
 
     def _draw(self) -> None:
-        """The rows that are there, as the files have them: the same however often the run was stopped."""
+        """The atlas of the rows that are there: the same however often the run was stopped."""
         from robustsynth.images import save_png
         from robustsynth.tasks.features import draw_atlas
 
-        rows = [self.rows[unit] for unit in self.units if unit in self.rows]
+        rows = self._ordered()
         if rows:
             atlas = draw_atlas(
                 rows,
@@ -223,19 +209,7 @@ class FeaturesRun:
             save_png(self.folder.out / ATLAS_FILE, atlas, text=self.folder.png_text())
         self.folder.save(done=len(rows))
 
-    def _files(self) -> list[str]:
+    def _files(self, _: object) -> list[str]:
         """What this command may have left in the folder, whatever units it drew."""
         ours = re.compile(r"atlas\.png|features\.json|unit-\d+-\d+\.(png|gif|mp4)")
         return [path.name for path in self.folder.out.iterdir() if ours.fullmatch(path.name)]
-
-
-def _wanted_units(model: Classifier, options: dict[str, Any]) -> list[int]:
-    from robustsynth.tasks.features import check_units, choose_units
-
-    units, classes = options["units"], options["classes"]
-    if units is not None and classes is not None:
-        raise UserError("expected --units or --classes, got both; units are chosen for classes where none are given")
-    if units is not None:
-        return check_units(model, units)
-    wanted = parse_classes(classes or "all", model.classes, model.class_index)
-    return choose_units(model, wanted, num=options["num"])

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robustsynth.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
+    from robustsynth.models.classifier import Classifier
+    from robustsynth.models.execution import Execution
     from robustsynth.solver import Progress
 
 STOPPED = 130
@@ -124,3 +128,21 @@ class Animations:
 def settings_line(settings: dict[str, Any]) -> str:
     """Settings in a line, for people."""
     return "settings: " + ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def say_run(model: Classifier, settings: dict[str, Any], execution: Execution, *, seed: int | None = None) -> None:
+    """Say with which model, settings, precision, batch size and seed a command runs."""
+    from robustsynth.cli.describe import describe_model
+
+    say(describe_model(model))
+    say(settings_line(settings))
+    end = "" if seed is None else f", seed {seed}"
+    say(f"running in {execution.precision}, {execution.batch_size} images a batch{end}")
+
+
+def not_finite(failed: Sequence[str], rest: str) -> UserError:
+    """The error of a command some of whose images met a NaN or an infinity, of which the first five are named."""
+    return UserError(
+        f"expected finite numbers, got NaN or infinity for {', '.join(failed[:5])}; {rest}. "
+        "Try --precision float32 or a smaller --step-size"
+    )

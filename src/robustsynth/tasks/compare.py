@@ -1,5 +1,5 @@
-"""Comparison: several classifiers draw from the same start images (Santurkar et al. 2019, Figure 2: what a robust
-classifier draws, and what a standard one does)."""
+"""Several classifiers draw from the same start images, to be compared in one figure and one table (as in Santurkar et
+al. 2019, Figure 2: what a robust classifier draws, and what a standard one does)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,17 @@ from robustsynth.tasks.generation import check_scales, draw_starts, start_identi
 TABLE_FILE = "table.md"
 
 TURNS = 3
-"""Batches that each model draws at least, unless a batch size is given."""
+"""Batches that each model draws at least, unless a batch size is given: one batch each would not be a fair timing."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey image (ITU-R BT.601)."""
 
 NOT_MEASURED = "not measured"
-_TITLES = {**TITLES, CLEAN: "Clean accuracy"}
 
 
 @dataclass(frozen=True, eq=False)
 class ComparisonPlan:
-    """What is to be drawn by which models. Whatever can be refused beforehand has been.
+    """What each model is to draw, checked. Made by `plan_comparison`.
 
     Attributes:
         models: to compare.
@@ -56,7 +55,7 @@ class ComparisonPlan:
         classes: the class of each of the N start images, in the first model's spelling.
         seed: of the start images.
         seeds: (N, C, H, W) start images in [0, 1], at the size of the model that they are from.
-        seeds_of: place of that model; common settings are its too.
+        seeds_of: index of that model; common settings are its too.
         own_settings: whether each model has the settings of its own card.
         settings: of each model.
         executions: precision and batch size of each.
@@ -72,8 +71,13 @@ class ComparisonPlan:
     settings: tuple[GenerateSettings, ...]
     executions: tuple[Execution, ...]
 
-    def starts(self, place: int) -> Tensor:
-        """The start images (N, C, H, W) in the size and the channels of the model at `place`."""
+    @property
+    def steps(self) -> int:
+        """Of all images together."""
+        return len(self.classes) * sum(settings.steps for settings in self.settings)
+
+    def start_images(self, place: int) -> Tensor:
+        """The start images (N, C, H, W) in the size and with the channels of model `place`."""
         model, images = self.models[place], self.seeds
         if model.channels == 1 and images.shape[1] == 3:
             images = (images * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -90,7 +94,7 @@ class Comparison:
     Attributes:
         plan: what was asked for.
         images: for each model (N, C, H, W) in [0, 1] on the CPU, of its own size and channels; black where not drawn.
-        drawn: (models, N), which images are there; all, unless it was stopped or an image met a NaN.
+        drawn: (models, N), whether each image is there; all are, unless it was stopped or an image met a NaN.
         seconds: for each model, the time of an image in this run, by its median step; None where no step was timed.
         failures: for each model, by image, the step at which it met a NaN or an infinity.
     """
@@ -113,15 +117,10 @@ class Comparison:
 
 
 class ComparisonInterrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of `compare`.
-
-    Attributes:
-        comparison: what was drawn until then.
-    """
+    """Ctrl-C in the middle of `compare`; ``comparison`` is what was drawn until then."""
 
     def __init__(self, comparison: Comparison) -> None:
-        self.comparison = comparison
-        drawn = comparison.drawn
+        self.comparison, drawn = comparison, comparison.drawn
         super().__init__(f"{int(drawn.sum())} of {drawn.numel()} images are drawn; .comparison has them")
 
 
@@ -140,17 +139,15 @@ def compare(
     """Draw from the same class seeds with several classifiers. `ComparisonSteps` does it step by step.
 
     The seeds are those of the first robust model that has some, resized for models of other sizes. Its settings hold
-    for all, so that the contrast is one of models and not of settings; ℓ2 sizes and shifts scale with the images.
+    for all, so that only the models differ; ℓ2 sizes and shifts scale with the images.
 
     Args:
         models: one or more, which share the classes asked for.
         classes: names, or numbers as the first model counts them; all that the models share where None.
         num_per_class: start images of each class.
         seed: of the start images.
-        preset: as for `generate`.
+        preset: as for `generate`, like `precision` and `batch_size`.
         own_settings: each model by the tuned settings of its own card in place of common ones.
-        precision: as for `generate`.
-        batch_size: as for `generate`.
         **settings: fields of `GenerateSettings`, which override the preset.
 
     Returns:
@@ -166,17 +163,8 @@ def compare(
         >>> [images.shape for images in result.images]
         [torch.Size([2, 1, 28, 28]), torch.Size([2, 1, 28, 28])]
     """
-    plan = plan_comparison(
-        models,
-        classes,
-        num_per_class=num_per_class,
-        seed=seed,
-        preset=preset,
-        own_settings=own_settings,
-        precision=precision,
-        batch_size=batch_size,
-        given=settings,
-    )
+    own, how = {"preset": preset, "own_settings": own_settings}, {"precision": precision, "batch_size": batch_size}
+    plan = plan_comparison(models, classes, num_per_class=num_per_class, seed=seed, given=settings, **own, **how)
     drawing = ComparisonSteps(plan)
     try:
         for _ in drawing:
@@ -189,12 +177,9 @@ def compare(
 class ComparisonSteps:
     """A comparison step by step: a ``for`` loop over it draws, and leaving the loop stops it.
 
-    It yields the place of a model and the `Progress` of its batch. The models take turns, a batch each, after a first
-    step that does not count: a machine that is busy for a while is then busy for all, and what is there when the loop
-    is left is there of all models.
-
-    Args:
-        plan: of `plan_comparison`.
+    It yields the index of a model and the `Progress` of its batch. The models draw one batch each in turn, after a
+    first step that is not timed. A machine that is busy for a while then slows all of them, and a comparison that is
+    stopped has about as many images of each.
 
     Example:
         >>> from robustsynth.models.store import load_model
@@ -214,7 +199,7 @@ class ComparisonSteps:
     def __iter__(self) -> Iterator[tuple[int, Progress]]:
         left: deque[tuple[int, Iterator[Progress]]] = deque()
         for place, settings in enumerate(self.plan.settings):
-            # For what happens only in a model's first step.
+            # A model's first step takes longer: it is neither timed nor kept.
             short = dataclasses.replace(settings, steps=min(settings.steps, 1), scales=1)
             for _ in self._generation(place, short, 1):
                 pass
@@ -223,10 +208,9 @@ class ComparisonSteps:
             place, progresses = left.popleft()
             resumed = time.perf_counter()
             for progress in progresses:
-                taken = time.perf_counter() - resumed
                 # A step is from x_k to x_k+1, without what the loop does with x_k. The last is only scored.
                 if 0 < progress.step < progress.steps:
-                    self._seconds[place].append(taken)
+                    self._seconds[place].append(time.perf_counter() - resumed)
                 self._results[place].add(progress)
                 yield place, progress
                 if progress.finished:
@@ -234,36 +218,30 @@ class ComparisonSteps:
                     break
                 resumed = time.perf_counter()
 
-    def result(self) -> Comparison:
-        """What is drawn until now."""
-        plan = self.plan
-        images = [torch.zeros_like(plan.starts(place)) for place in range(len(plan.models))]
-        drawn = torch.zeros(len(images), len(plan.classes), dtype=torch.bool)
-        seconds: list[float | None] = []
-        for place, results in enumerate(self._results):
-            for index, image in results.images.items():
-                images[place][index] = image
-                drawn[place, index] = index not in results.failures
-            # The median does not change by a moment in which the machine is busy.
-            timed = self._seconds[place] and bool(drawn[place].any())
-            share = plan.settings[place].steps / plan.executions[place].batch_size
-            seconds.append(statistics.median(self._seconds[place]) * share if timed else None)
-        failures = tuple(results.failures for results in self._results)
-        return Comparison(plan, tuple(images), drawn, tuple(seconds), failures)
-
     def _generation(self, place: int, settings: GenerateSettings, count: int) -> Iterator[Progress]:
         plan, model, execution = self.plan, self.plan.models[place], self.plan.executions[place]
         return generate_steps(
             model,
             labels_of(model, plan.classes[:count]),
-            start=plan.starts(place)[:count],
+            start=plan.start_images(place)[:count],
             precision=execution.precision,
             batch_size=execution.batch_size,
             **dataclasses.asdict(settings),
         )
 
-
-# What is asked for
+    def result(self) -> Comparison:
+        """What is drawn until now."""
+        plan, seconds = self.plan, list[float | None]()
+        images = [torch.zeros_like(plan.start_images(place)) for place in range(len(plan.models))]
+        drawn = torch.zeros(len(images), len(plan.classes), dtype=torch.bool)
+        for place, (results, timed) in enumerate(zip(self._results, self._seconds, strict=True)):
+            for index, image in results.images.items():
+                images[place][index] = image
+                drawn[place, index] = index not in results.failures
+            share = plan.settings[place].steps / plan.executions[place].batch_size
+            seconds.append(statistics.median(timed) * share if timed and bool(drawn[place].any()) else None)
+        failures = tuple(results.failures for results in self._results)
+        return Comparison(plan, tuple(images), drawn, tuple(seconds), failures)
 
 
 def plan_comparison(
@@ -279,14 +257,11 @@ def plan_comparison(
     batch_size: int | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> ComparisonPlan:
-    """All of `compare` but the drawing. Arguments that are not listed here are as there.
+    """Check what `compare` is asked for, whose arguments and errors these are, and draw the start images.
 
     Args:
         names: what to call the models; their own names where None.
         given: settings by name; None values count as not given.
-
-    Raises:
-        UserError: no models, classes that they do not share, or settings or seeds that do not fit.
     """
     if not models:
         raise UserError("expected one or more models to compare, got none")
@@ -305,58 +280,52 @@ def plan_comparison(
         settings = tuple(dataclasses.replace(each, **starts) for each in own)
     else:
         settings = tuple(_scaled(common, reference, model) for model in models)
-    indices = range(len(of_images))
-    labels = labels_of(reference, of_images)
+    labels, indices = labels_of(reference, of_images), range(len(of_images))
     seeds = draw_starts(reference, common, indices, labels, randomness.image_generators(seed, indices))
     executions: list[Execution] = []
     for model, each in zip(models, settings, strict=True):
         check_scales(each.scales, model.image_size or seeds.shape[-1])
         execution = model.frozen(precision=precision, batch_size=batch_size).execution
-        # In several turns, however few images there are: one batch each would not be fair to the first.
         size = batch_size or min(execution.batch_size, -(-len(labels) // TURNS))
         executions.append(dataclasses.replace(execution, batch_size=size))
-    names = distinct(names or [model.name for model in models])
-    return ComparisonPlan(
-        tuple(models), names, of_images, seed, seeds, seeds_of, own_settings, settings, tuple(executions)
-    )
+    names, how = distinct(names or [model.name for model in models]), tuple(executions)
+    return ComparisonPlan(tuple(models), names, of_images, seed, seeds, seeds_of, own_settings, settings, how)
 
 
 def shared_classes(models: Sequence[Classifier], asked: Sequence[str | int] | None = None) -> list[str]:
-    """Classes that all models have by name, in the first one's spelling.
-
-    Args:
-        models: one or more.
-        asked: names, or numbers as the first model counts; all shared ones in its order where None.
+    """Those of the classes asked for, as for `compare`, in the first model's spelling, each once.
 
     Raises:
         UserError: the models share no class, or not one that was asked for.
     """
     first = models[0]
-    shared = [name for name in first.classes if all(_position(name, model) is not None for model in models)]
+
+    def lacking(name: str) -> list[str]:
+        # By name alone: a number means another class in each model.
+        return [model.name for model in models if name_position(name, model.classes) is None]
+
+    shared = [name for name in first.classes if not lacking(name)]
     if not shared:
         having = "; ".join(f"{model.name} has {_some(model.classes)}" for model in models)
         raise UserError(f"expected models that share classes, by name, got none in common: {having}")
     found: list[str] = []
     for name in map(str, shared if asked is None else asked):
-        if _position(name, first) is None and name.isdecimal():
-            name = first.classes[first.class_index(name)]
-        if without := [model.name for model in models if _position(name, model) is None]:
+        place = name_position(name, first.classes)
+        if place is None and name.isdecimal():
+            place = first.class_index(name)
+        name = name if place is None else first.classes[place]
+        if without := lacking(name):
             raise UserError(
                 f"expected classes that all models have, got {name!r}, which {', '.join(without)} "
                 f"{'lacks' if len(without) == 1 else 'lack'}; in common they have {_some(shared)}"
             )
-        found.append(first.classes[int(labels_of(first, [name]))])
+        found.append(name)
     return list(dict.fromkeys(found))
 
 
 def labels_of(model: Classifier, names: Sequence[str]) -> Tensor:
     """The named classes (N,) as the model numbers them."""
-    return torch.tensor([_position(name, model) for name in names])
-
-
-def _position(name: str, model: Classifier) -> int | None:
-    """Of a class by name alone: a number means another class in each model."""
-    return name_position(name, model.classes)
+    return torch.tensor([name_position(name, model.classes) for name in names])
 
 
 def _some(names: Sequence[str]) -> str:
@@ -364,7 +333,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with a number behind those that were there before.
+    """The names, with a number behind each that repeats an earlier one.
 
     Example:
         >>> distinct(["a", "b", "a"])
@@ -405,12 +374,11 @@ def comparison_folder(out: Path | str, plan: ComparisonPlan, *, overwrite: bool 
     """The folder of a comparison. The same comparison may be drawn there again, because its times are those of a run.
 
     Raises:
-        UserError: the folder holds another comparison or something else; or a card's accuracies have a form of which no
-            table can be made.
+        UserError: the folder holds another comparison or something else; or a card's accuracies cannot be read.
     """
     for model in plan.models:
         _accuracies(model)
-    # All models have the same starts; a record names a folder without its path.
+    # All models have the same starts; settings.json names a folder without its path.
     starts = start_identity(plan.settings[plan.seeds_of])
     seeds_from = {"seeds_from": starts["settings"]["seeds_from"]} if starts else {}
     asked = {
@@ -450,10 +418,13 @@ def draw_figure(result: Comparison) -> np.ndarray:
     """The start images and what each model made of them, as uint8 (H, W, 3)."""
     plan = result.plan
     rows: list[list[np.ndarray | None]] = [list(to_uint8(plan.seeds))]
-    labels: list[tuple[str, ...]] = [("start", _starts(plan))]
+    labels: list[tuple[str, ...]] = [("start", _start_text(plan))]
+    kinds = {"standard": "standard training", "not stated": "training not stated"}
     for model, name, images, drawn in zip(plan.models, plan.names, result.images, result.drawn, strict=True):
         rows.append([image if there else None for image, there in zip(to_uint8(images), drawn.tolist(), strict=True)])
-        labels.append((name, *_about(model)))
+        measured_by = [row for row in _accuracies(model) if row.attack in (CLEAN, PGD, AUTO)]
+        shares = (f"{100 * r.share:.1f} % {r.title}" + (f", eps {r.eps:g}" if r.eps else "") for r in measured_by)
+        labels.append((name, kinds.get(_trained(model), f"robust, {_trained(model)}"), *shares))
     note = f"{_how(plan)}; seed {plan.seed}."
     return sheet(rows, titles=plan.classes, labels=labels, note=note, classes=plan.models[0].classes, width=PAGE)
 
@@ -463,14 +434,10 @@ def comparison_table(result: Comparison) -> str:
     plan = result.plan
     lines = [["model", "trained", "clean", "PGD", "AutoAttack", "weights", "parameters", "an image"]]
     for name, model, seconds in zip(plan.names, plan.models, result.seconds, strict=True):
-        lines.append([
-            name,
-            _trained(model),
-            *(_accuracy(_accuracies(model), attack) for attack in (CLEAN, PGD, AUTO)),
-            f"{_bytes(model) / 1e6:.1f} MB",
-            f"{sum(p.numel() for p in model.network.parameters()):,}",
-            NOT_MEASURED if seconds is None else f"{seconds:.3g} s",
-        ])  # fmt: skip
+        accuracies = (_accuracy(_accuracies(model), attack) for attack in (CLEAN, PGD, AUTO))
+        parameters = f"{sum(p.numel() for p in model.network.parameters()):,}"
+        taken = NOT_MEASURED if seconds is None else f"{seconds:.3g} s"
+        lines.append([name, _trained(model), *accuracies, f"{_bytes(model) / 1e6:.1f} MB", parameters, taken])
     lines = [[_escaped(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -496,23 +463,23 @@ def _accuracy(rows: Sequence[Measured], attack: str) -> str:
 
 
 def _notes(result: Comparison) -> list[str]:
+    """What the table's figures mean, a sentence or two each."""
     plan = result.plan
     notes = ["Accuracies are those of the models' cards, with the number of images in brackets; weights without seeds."]
+    rows = [(name, row) for name, model in zip(plan.names, plan.models, strict=True) for row in _accuracies(model)]
     for attack in (CLEAN, PGD, AUTO):
-        measured_by: dict[str, list[str]] = {}
-        for name, model in zip(plan.names, plan.models, strict=True):
-            for row in _accuracies(model):
-                if row.attack == attack:
-                    how = row.data if attack == CLEAN else f"{row.how}, on {row.data}"
-                    measured_by.setdefault(how, []).append(name)
-        for how, names in measured_by.items():
-            notes.append(f"{_TITLES[attack]} of {', '.join(dict.fromkeys(names))}: {how}.")
-    ways: dict[str, list[str]] = {}
-    for name, execution in zip(plan.names, plan.executions, strict=True):
-        ways.setdefault(f"{execution.precision}, {execution.batch_size} images a batch", []).append(name)
+        title = "Clean accuracy" if attack == CLEAN else TITLES[attack]
+        ways = _by_value(
+            (name, row.data if attack == CLEAN else f"{row.how}, on {row.data}")
+            for name, row in rows
+            if row.attack == attack
+        )
+        notes += [f"{title} of {', '.join(names)}: {how}." for how, names in ways.items()]
+    executions = (f"{each.precision}, {each.batch_size} images a batch" for each in plan.executions)
+    ways = _by_value(zip(plan.names, executions, strict=True))
     each = "; ".join(way if len(ways) == 1 else f"{', '.join(names)} in {way}" for way, names in ways.items())
     steps = sorted({settings.steps for settings in plan.settings})
-    count = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    count = " to ".join(map(str, dict.fromkeys((steps[0], steps[-1]))))
     notes.append(
         f"An image: {count} times the median step of this run, in which the models drew batches in turns after a "
         f"first step that does not count ({each}; {machine_name(plan.models[0].device)})."
@@ -526,26 +493,35 @@ def _notes(result: Comparison) -> list[str]:
     return notes
 
 
+def _by_value(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The names of each value, each once."""
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if name not in found.setdefault(value, []):
+            found[value].append(name)
+    return found
+
+
 def _how(plan: ComparisonPlan) -> str:
     """Start images and settings in a sentence."""
+
+    def settings_of(place: int) -> str:
+        settings = plan.settings[place]
+        schedule = ", falling" if settings.step_schedule == "linear" else ""
+        return f"{settings.norm} eps {settings.eps:g}, {settings.steps} steps of {settings.step_size:g}{schedule}"
+
     if len(plan.models) == 1:
-        return f"Start images: {_starts(plan)}; {_settings(plan, 0)}"
-    starts = f"The same start images for all ({_starts(plan)})"
+        return f"Start images: {_start_text(plan)}; {settings_of(0)}"
+    starts = f"The same start images for all ({_start_text(plan)})"
     if plan.own_settings:
-        own = "; ".join(f"{name} {_settings(plan, place)}" for place, name in enumerate(plan.names))
+        own = "; ".join(f"{name} {settings_of(place)}" for place, name in enumerate(plan.names))
         return f"{starts}, each with its own settings: {own}"
     sizes = {(model.image_size, model.channels) for model in plan.models}
     more = "" if len(sizes) == 1 else f", sizes scaled for images other than {plan.names[plan.seeds_of]}'s"
-    return f"{starts} and the same settings ({_settings(plan, plan.seeds_of)}{more})"
+    return f"{starts} and the same settings ({settings_of(plan.seeds_of)}{more})"
 
 
-def _settings(plan: ComparisonPlan, place: int) -> str:
-    settings = plan.settings[place]
-    schedule = ", falling" if settings.step_schedule == "linear" else ""
-    return f"{settings.norm} eps {settings.eps:g}, {settings.steps} steps of {settings.step_size:g}{schedule}"
-
-
-def _starts(plan: ComparisonPlan) -> str:
+def _start_text(plan: ComparisonPlan) -> str:
     seeds_from = plan.settings[plan.seeds_of].seeds_from
     if seeds_from == "uniform":
         return "uniform noise"
@@ -563,14 +539,6 @@ def _trained(model: Classifier) -> str:
     if not threat:
         return "not stated"
     return f"{threat.get('norm', 'l2')} {threat['eps']}" if threat.get("eps") else "standard"
-
-
-def _about(model: Classifier) -> tuple[str, ...]:
-    """What stands below a model's name in the figure: how it was trained, and its accuracies."""
-    trained = _trained(model)
-    kind = {"standard": "standard training", "not stated": "training not stated"}.get(trained, f"robust, {trained}")
-    rows = [row for row in _accuracies(model) if row.attack in (CLEAN, PGD, AUTO)]
-    return (kind, *(f"{100 * r.share:.1f} % {r.title}" + (f", eps {r.eps:g}" if r.eps else "") for r in rows))
 
 
 def _bytes(model: Classifier) -> int:

@@ -6,7 +6,8 @@ It shows which units to paint with (Santurkar et al. 2019, Section 3.5 and Equat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,14 @@ from robustsynth.views import Shifted
 if TYPE_CHECKING:
     from robustsynth.data import ImageData
 
-MOST_CLASSES = 3
-"""Classes named for each unit at most."""
-
-LEAST_WEIGHT = 0.2
-"""Of a unit's largest weight: classes whose logits it raises less than this are not named."""
+MOST_CLASSES, LEAST_WEIGHT = 3, 0.2
+"""Classes named for each unit at most, and the share of a unit's largest weight that each must exceed."""
 
 SIZED_FOR = 32
 """The images' side, in pixels, that the default radius and step are for."""
 
 PIXELS_A_SHIFT = 64
-"""Of the images' side for each pixel that what the network sees is moved by: small images show no grid."""
+"""Of the images' side for each pixel of the default shift: small images show no grid."""
 
 CELL = 128
 """Pixels of the side to which smaller images are enlarged on the atlas."""
@@ -77,29 +75,28 @@ class UnitRow:
 
     def record(self) -> dict[str, Any]:
         """Everything but the images, as plain values."""
+        top = zip(self.top_indices, self.top_activations, strict=True)
         return {
             "unit": self.unit,
             "classes": [{"name": name, "weight": round(weight, 4)} for name, weight in self.classes],
             "activation_reached": [round(value, 4) for value in self.activations],
-            "top_images": [
-                {"index": index, "activation": round(value, 4)}
-                for index, value in zip(self.top_indices, self.top_activations, strict=True)
-            ],
+            "top_images": [{"index": index, "activation": round(value, 4)} for index, value in top],
         }
 
     @classmethod
     def of_record(cls, record: dict[str, Any], drawn: Sequence[np.ndarray], data: ImageData | None) -> UnitRow:
         """The row that a `record` is of, with its drawn images, uint8 (H, W, C), and the data of its top images."""
-        top = [(int(each["index"]), float(each["activation"])) for each in record["top_images"]]
-        indices = [index for index, _ in top]
+        top = record["top_images"]
+        indices = [int(each["index"]) for each in top]
+        none = np.zeros((0, *drawn[0].shape), np.uint8)
         return cls(
             int(record["unit"]),
             tuple((str(each["name"]), float(each["weight"])) for each in record["classes"]),
             as_tensor(drawn),
             tuple(float(value) for _, value in zip(drawn, record["activation_reached"], strict=True)),
             tuple(indices),
-            tuple(value for _, value in top),
-            np.zeros((0, *drawn[0].shape), np.uint8) if not top or data is None else np.array(data.images[indices]),
+            tuple(float(each["activation"]) for each in top),
+            none if not top or data is None else np.array(data.images[indices]),
         )
 
 
@@ -141,8 +138,7 @@ def features(
         data: from `load_data`, or uint8 (N, H, W, C) of the model's size, to find the images that raise each unit
             most; None for none.
         seed: of the noise. An image depends on it, on its unit, and on its number among that unit's, on nothing else.
-        precision: ``float32`` or ``bfloat16``; measured once per model and machine where None.
-        batch_size: images a batch; likewise.
+        precision: as for `generate`, like `batch_size`.
         **settings: fields of `FeatureSettings`, which override the model's own.
 
     Raises:
@@ -161,9 +157,9 @@ def features(
     resolved = resolve_features(model, given=settings)
     wanted = choose_units(model, classes, num=num) if units is None else check_units(model, units)
     rows, results = [], Results(range(len(wanted) * resolved.drawn))
-    execution = {"precision": precision, "batch_size": batch_size}
+    how = {"precision": precision, "batch_size": batch_size}
     try:
-        for each in feature_steps(model, wanted, resolved, data=data, seed=seed, **execution):
+        for each in feature_steps(model, wanted, resolved, data=data, seed=seed, **how):
             if isinstance(each, UnitRow):
                 rows.append(each)
             elif isinstance(each, Progress):
@@ -204,9 +200,8 @@ def feature_steps(
     weights = last_linear(model).weight.detach().cpu()
     # What a unit counts for in logits: activations alone have no scale, a layer before could change it at will.
     logit_scale = float(weights.abs().amax(0).mean()) or 1.0
-    network = feature_network(
-        model, straight_through=settings.straight_through, precision=precision, batch_size=batch_size
-    )
+    how = {"precision": precision, "batch_size": batch_size}
+    network = feature_network(model, straight_through=settings.straight_through, **how)
     size = network.execution.batch_size
 
     pixels = _pixels(model, data, settings.top)
@@ -228,16 +223,11 @@ def feature_steps(
             objective = objective + settings.smoothness / logit_scale * Roughness()
         return Stated(Problem(start.to(model.device), objective, ball(settings.norm, settings.eps)))
 
+    batches = [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)]
+    how = {"batch_size": size, "step_size": settings.step_length, "steps": settings.steps}
     done: list[tuple[Tensor, float]] = []
-    place = 0
-    for progress in solve(
-        [range(start, min(start + size, len(wanted))) for start in range(0, len(wanted), size)],
-        state,
-        batch_size=size,
-        step_size=settings.step_length,
-        steps=settings.steps,
-        use_best=settings.use_best,
-    ):
+    left = iter(enumerate(units))
+    for progress in solve(batches, state, use_best=settings.use_best, **how):
         if progress.finished:
             if progress.failures:
                 failures = {progress.indices.index(i): step for i, step in progress.failures.items()}
@@ -246,19 +236,19 @@ def feature_steps(
             for i, image, values in zip(progress.indices, progress.previews, reached, strict=True):
                 done.append((image, float(values[wanted[i][0]])))
         while len(done) >= settings.drawn:
+            place, unit = next(left)
             images, activations = zip(*done[: settings.drawn], strict=True)
-            done = done[settings.drawn :]
+            del done[: settings.drawn]
             top = np.argsort(-found[:, place], kind="stable")[: settings.top]
             yield UnitRow(
-                units[place],
-                classes_raised(model, weights, units[place]),
+                unit,
+                classes_raised(model, weights, unit),
                 torch.stack(images),
                 activations,
                 tuple(top.tolist()),
                 tuple(found[top, place].tolist()),
                 np.array(pixels[top]),
             )
-            place += 1
         yield progress
 
 
@@ -276,22 +266,22 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
         >>> resolve_features(large).eps
         32.0
     """
-    said = {name: value for name, value in (given or {}).items() if value is not None}
+    given = {name: value for name, value in (given or {}).items() if value is not None}
     tuned, own = ({}, {}) if model.card is None else (model.card.tasks.get("features", {}), model.card.threat_model)
-    norm = said.get("norm", tuned.get("norm", own.get("norm", "l2")))
+    norm = given.get("norm", tuned.get("norm", own.get("norm", "l2")))
     size = norm_named(norm).scale
     scale = size((model.image_size or SIZED_FOR) ** 2) / size(SIZED_FOR**2)
     sized = dict(NORM_DEFAULTS.get(norm, {}))
     sized |= {name: value * scale for name, value in sized.items() if name in ("eps", "step_size")}
     kept = tuned if norm == tuned.get("norm", norm) else {}  # Tuned sizes say nothing of another norm.
-    if missing := {"eps", "step_size"} - sized.keys() - kept.keys() - said.keys():
+    if missing := {"eps", "step_size"} - sized.keys() - kept.keys() - given.keys():
         raise UserError(f"expected eps and step_size beside norm={norm}, got no {' and no '.join(sorted(missing))}")
     sized = {name: value for name, value in sized.items() if name not in kept}
     if "shift" not in tuned:
         sized |= {"shift": (model.image_size or SIZED_FOR) // PIXELS_A_SHIFT}
     if "level" not in tuned and bool(model.mean.any()):  # All zeros means that the network normalises itself.
         sized |= {"level": round((0.5 + float(model.mean.mean())) / 2, 2)}
-    return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | sized | said)
+    return resolve_settings(FeatureSettings, "features", model, given={"norm": norm} | sized | given)
 
 
 def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: float, contrast: float) -> Tensor:
@@ -300,9 +290,6 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     Its amplitudes fall with frequency as those of photographs do (Field 1987, "Relations between the statistics of
     natural images and the response properties of cortical cells"), and it is grey: white noise of the same contrast
     shows as grain in what becomes of it, coloured noise as patches of wrong colours.
-
-    Raises:
-        UserError: the model has no image size.
 
     Example:
         >>> grey = Classifier.wrap(torch.nn.Linear(2, 2), classes=2, mean=[0.5], std=[0.5], image_size=8)
@@ -325,12 +312,8 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
 
 
 def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, *, num: int = 12) -> list[int]:
-    """Units worth a look: those with the largest weights to each class, in turns, each once; grouped by class.
-
-    Args:
-        model: whose last layer is linear and gives the logits.
-        classes: names or indices of those to choose for; all where None.
-        num: of units, at most.
+    """At most `num` units worth a look: those with the largest weights to each of the classes (names or indices; all
+    where None), which take turns, each unit once. They are grouped by class.
 
     Raises:
         UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
@@ -350,18 +333,17 @@ def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, 
         )
     every = range(len(weights))
     asked = every if classes is None else classes
-    indices = [c if isinstance(c, int) and c in every else model.class_index(c) for c in dict.fromkeys(asked)]
-    indices = list(dict.fromkeys(indices))
+    indices = dict.fromkeys(c if isinstance(c, int) and c in every else model.class_index(c) for c in asked)
     order = {label: weights[label].argsort(descending=True, stable=True).tolist() for label in indices}
     chosen: dict[int, int] = {}
-    before = -1
-    while before < len(chosen) < num:
-        before = len(chosen)
-        for label in indices:
-            # Its best that no class has taken; one that lowers the class says nothing of it.
-            unit = next((u for u in order[label] if u not in chosen and weights[label, u] > 0), None)
-            if unit is not None and len(chosen) < num:
-                chosen[unit] = label
+    left = deque(indices)
+    while left and len(chosen) < num:
+        label = left.popleft()
+        # Its best that no class has taken; one that lowers the class says nothing of it.
+        unit = next((u for u in order[label] if u not in chosen and weights[label, u] > 0), None)
+        if unit is not None:
+            chosen[unit] = label
+            left.append(label)
     return [unit for label in indices for unit, owner in chosen.items() if owner == label]
 
 
@@ -382,9 +364,8 @@ def check_units(model: Classifier, units: int | Sequence[int]) -> list[int]:
         raise UserError(f"expected one or more units from 0 to {count - 1}, got none")
     if found.ndim > 1 or found.dtype.kind not in "iu":
         raise UserError(f"expected units as whole numbers from 0 to {count - 1}, got {units!r}")
-    for unit in found.tolist():
-        if not 0 <= unit < count:
-            raise UserError(f"expected units from 0 to {count - 1} for model {model.name!r}, got {unit}")
+    if wrong := [unit for unit in found.tolist() if not 0 <= unit < count]:
+        raise UserError(f"expected units from 0 to {count - 1} for model {model.name!r}, got {wrong[0]}")
     return list(dict.fromkeys(found.tolist()))
 
 
@@ -432,19 +413,11 @@ def draw_atlas(
     data_name: str = "the data",
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """One uint8 image (H, W, 3): for each unit its number, its classes, what was drawn to raise it, its top images.
+    """One uint8 image (H, W, 3) of the rows of a `FeatureAtlas`: for each unit its number, its classes, what was drawn
+    to raise it, its top images, and below each image the unit's activation in it.
 
-    Below each image stands the unit's activation in it.
-
-    Args:
-        rows: of a `FeatureAtlas`.
-        title: above everything.
-        drawn_as: above the drawn images.
-        data_name: of the data that the top images are from.
-        classes: of the model, as for `robustsynth.sheet.sheet`.
-
-    Raises:
-        UserError: no rows.
+    `title` stands above everything, `drawn_as` above the drawn images, and `data_name` says what the top images are of;
+    `classes` are the model's, as for `robustsynth.sheet.sheet`. No rows are a `UserError`.
 
     Example:
         >>> row = UnitRow(3, (("cat", 0.5),), torch.zeros(2, 3, 32, 32), (1.0, 2.0), (), (), np.zeros((0, 32, 32, 3)))
@@ -453,18 +426,21 @@ def draw_atlas(
     """
     if not rows:
         raise UserError("expected one or more units to draw, got none")
-    drawn, top = (max(map(len, group)) for group in zip(*((r.images, r.top_images) for r in rows), strict=True))
+    drawn, top = max(len(row.images) for row in rows), max(len(row.top_images) for row in rows)
 
-    def line(first: Sequence[Any], second: Sequence[Any], missing: Any) -> list[Any]:
-        filled = [*first, *[missing] * (drawn - len(first)), *second]
-        return [*filled, *[missing] * (drawn + top - len(filled))]
+    def line(first: Iterable[Any], second: Iterable[Any], missing: Any) -> list[Any]:
+        padding = [missing] * (drawn + top)
+        return [*[*first, *padding][:drawn], *[*second, *padding][:top]]
+
+    def numbers(values: Sequence[float]) -> list[str]:
+        return [f"{value:.1f}" for value in values]
 
     return sheet(
-        [line(list(to_uint8(row.images)), list(row.top_images), None) for row in rows],
+        [line(to_uint8(row.images), row.top_images, None) for row in rows],
         title=title,
         titles=[drawn_as] * drawn + [f"images of {data_name} that raise it most"] * top,
         labels=[(f"unit {r.unit}", *(f"{weight:+.2f} {name}" for name, weight in r.classes)) for r in rows],
-        captions=[[f"{v:.1f}" if v != "" else v for v in line(r.activations, r.top_activations, "")] for r in rows],
+        captions=[line(numbers(row.activations), numbers(row.top_activations), "") for row in rows],
         classes=classes,
         cell=CELL,
     )
