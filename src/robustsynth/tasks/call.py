@@ -349,7 +349,7 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
     if labels.ndim == 0:
         labels = labels.expand(count)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool or len(labels) != count:
-        raise UserError(f"expected labels as ({count},) integers, got {labels.dtype} {tuple(labels.shape)}")
+        raise UserError(f"expected {count} integer labels, one an image, got {labels.dtype} {tuple(labels.shape)}")
     last = len(model.classes) - 1
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
         raise UserError(

@@ -3,7 +3,6 @@ optimising from coarse to fine."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustsynth.constraints import Constraint
-from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.images import as_tensor, image_files, read_image
 from robustsynth.models.classifier import Classifier, FrozenClassifier
@@ -31,7 +29,6 @@ from robustsynth.objectives import (
     checked_weights,
 )
 from robustsynth.seeds import SEED_KINDS, model_seeds, sample_seeds
-from robustsynth.tasks.call import class_indices
 from robustsynth.views import Shifted
 
 
@@ -46,17 +43,26 @@ def check_targets(targets: Tensor | Sequence[int | str] | int | str, model: Clas
         >>> check_targets([3, 8], load_model("cifar10"))
         tensor([3, 8])
     """
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):
-        weights = torch.as_tensor(targets).cpu()
-        if weights.ndim == 2 and weights.is_floating_point():
-            return checked_weights(weights, len(model.classes))
-    count = 1 if isinstance(targets, (str, int)) or not np.ndim(targets) else len(targets)
+    named = [targets] if isinstance(targets, str) else targets
+    if isinstance(named, (list, tuple)) and any(isinstance(target, str) for target in named):
+        named = [model.class_index(str(target)) for target in named]
     try:
-        return class_indices(targets, model, count)
-    except UnknownNameError:
-        raise
-    except UserError as error:
-        raise UserError(f"{error}; for mixes of classes give their weights, (N, {len(model.classes)}) floats") from None
+        found = torch.atleast_1d(torch.as_tensor(named).cpu())
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"expected labels as numbers or names, one an image, got {targets!r}") from None
+    if found.ndim == 1 and not found.numel():
+        return found.long()
+    if found.ndim == 2 and found.is_floating_point():
+        return checked_weights(found, len(model.classes))
+    last = len(model.classes) - 1
+    if found.ndim != 1 or found.is_floating_point():
+        raise UserError(
+            f"expected labels as (N,) integers, got {found.dtype} {tuple(found.shape)}; "
+            f"for mixes of classes give their weights, (N, {last + 1}) floats"
+        )
+    if not 0 <= int(found.min()) <= int(found.max()) <= last:
+        raise UserError(f"expected labels from 0 to {last}, got {int(found.min())} to {int(found.max())}")
+    return found
 
 
 def main_classes(targets: Tensor) -> Tensor:
