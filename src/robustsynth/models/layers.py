@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,15 +92,46 @@ def pointwise(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     return PointwiseConv2d(inputs, outputs, stride)
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw the weights of all convolutions for ReLUs behind them (He et al. 2015), by the outputs' number.
+def initialise(network: nn.Module, *, linear_std: float | None = None) -> None:
+    """Draw the weights of all convolutions for ReLUs behind them (He et al. 2015), by the number of outputs.
 
-    Example:
-        >>> initialise(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    Args:
+        network: whose weights are set.
+        linear_std: the standard deviation of the weights of linear layers, whose biases and those of convolutions are
+            then 0; where None, these keep what PyTorch gave them.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, 0.0, linear_std)
+        if linear_std is not None and isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], inputs: int, outputs: Sequence[int], depths: Sequence[int]
+) -> list[nn.Sequential]:
+    """Stages of equal blocks, each stage but the first beginning with stride 2.
+
+    Args:
+        block: makes a block of its channels in, its channels out and its stride.
+        inputs: channels of the first stage's images.
+        outputs: channels out of each stage.
+        depths: blocks in each stage.
+
+    Example:
+        >>> len(stages(pointwise, 16, (16, 32), (2, 3))[1])
+        3
+    """
+    found: list[nn.Sequential] = []
+    for number, (width, depth) in enumerate(zip(outputs, depths, strict=True)):
+        blocks: list[nn.Module] = []
+        for position in range(depth):
+            blocks.append(block(inputs, width, 2 if number > 0 and position == 0 else 1))
+            inputs = width
+        found.append(nn.Sequential(*blocks))
+    return found
 
 
 class RowLinear(nn.Linear):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE, DepthwiseConv2d
+from robustsynth.models.layers import SMALL_IMAGE, DepthwiseConv2d, initialise
 
 STANDARD_WIDTH = 32
 """Channels of the first convolution at width multiplier 1."""
@@ -60,13 +60,9 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2: normalised images (N, C, H, W) in, logits (N, classes) out.
 
-    Args:
-        classes: number of logits.
-        width: channels of the first convolution; 32 is standard, and width / 32 is the paper's width multiplier. The
-            other channels are rounded to multiples of 8 as torchvision does it, so that 16, 24, 32 and 48 are its
-            multipliers 0.5, 0.75, 1 and 1.5. The last convolution never has fewer than 1280.
-        channels: channels of the images.
-        image_size: side of the images in pixels, which chooses the first strides.
+    `width` / 32 is the paper's width multiplier. Channels but the first are rounded to multiples of 8 as torchvision
+    does it, so that 16, 24, 32 and 48 are its multipliers 0.5, 0.75, 1 and 1.5. The last convolution has at least 1280.
+    `image_size` chooses the first strides.
 
     Example:
         >>> MobileNetV2(classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -90,12 +86,7 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialise(self, linear_std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.layers import SMALL_IMAGE, initialise
 
 WIDENING = (1, 2, 4, 8, 8)
 """Channels of the five stages, in base widths."""
@@ -23,10 +23,8 @@ class VGG(nn.Module):
 
     Args:
         depths: convolutions in each of the five stages; (2, 2, 2, 2, 2) is VGG-13.
-        classes: number of logits.
-        width: channels of the first stage; 64 is standard. The hidden layers of the large form have 64 times as many.
-        channels: channels of the images.
-        image_size: side of the images in pixels, which chooses the head.
+        width: channels of the first stage. The hidden layers of the large form have 64 times as many.
+        image_size: chooses the head.
 
     Example:
         >>> VGG([1, 1, 2, 2, 2], classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape
@@ -53,14 +51,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1 if small else 7)
         self.classifier = nn.Linear(inputs, classes) if small else _large_head(inputs * 49, 64 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialise(self, linear_std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
@@ -81,13 +72,8 @@ def _large_head(inputs: int, hidden: int, classes: int) -> nn.Sequential:
 class SmallCNN(nn.Module):
     """Two 5×5 convolutions with max-pooling, one hidden layer: (N, C, H, W) in, logits (N, classes) out.
 
-    The shape of Madry et al. 2018's MNIST network.
-
-    Args:
-        classes: number of logits.
-        width: channels of the first convolution; the second has twice, the hidden layer eight times as many.
-        channels: channels of the images.
-        image_size: side of the images in pixels, a multiple of 4.
+    The shape of Madry et al. 2018's MNIST network. The second convolution has twice as many channels as the first,
+    the hidden layer eight times as many. The side of the images is a multiple of 4.
 
     Example:
         >>> SmallCNN(classes=10, width=4)(torch.zeros(2, 1, 28, 28)).shape

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE, initialise, pointwise
+from robustsynth.models.layers import SMALL_IMAGE, initialise, pointwise, stages
 
 
 class BasicBlock(nn.Module):
@@ -77,10 +77,7 @@ class ResNet(nn.Module):
     Args:
         block: `BasicBlock` or `Bottleneck`.
         depths: blocks in each of the four stages.
-        classes: number of logits.
-        width: channels of the first stage; 64 is standard.
-        channels: channels of the images.
-        image_size: side of the images in pixels, which chooses the stem.
+        image_size: chooses the stem.
         even: shrink by average pooling, so that every pixel counts alike.
         widening: how many times as wide as usual the 3×3 convolutions of a `Bottleneck` are (Zagoruyko and Komodakis
             2016; torchvision's wide_resnet50_2 has 2).
@@ -119,23 +116,20 @@ class ResNet(nn.Module):
         inner: dict[str, int] = {}
         if block is Bottleneck:
             inner = {"widening": widening, "groups": max(1, widening * width // 4) if grouped else 1}
-        stages: list[nn.Sequential] = []
-        inputs = width
-        for stage, depth in enumerate(depths):
-            blocks: list[nn.Module] = []
-            for position in range(depth):
-                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1, even, **inner))
-                inputs = width * 2**stage * block.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        outputs = [width * 2**stage * block.expansion for stage in range(4)]
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages(
+            lambda inputs, outputs, stride: block(inputs, outputs // block.expansion, stride, even, **inner),
+            width,
+            outputs,
+            depths,
+        )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(outputs[-1], classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
