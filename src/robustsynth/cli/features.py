@@ -96,7 +96,7 @@ class FeaturesRun:
 
     def run(self) -> None:
         """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
-        from robustsynth.cli.describe import describe_model
+        from robustsynth.cli.models import describe_model
         from robustsynth.sheet import MOST_ROWS
 
         settings, units, folder = self.settings, self.units, self.folder

@@ -198,7 +198,7 @@ class ImageRun:
         self._end(failures)
 
     def _say(self) -> None:
-        from robustsynth.cli.describe import describe_model
+        from robustsynth.cli.models import describe_model
 
         say(describe_model(self.model))
         preset = self.options["preset"]

@@ -125,7 +125,7 @@ class Measured:
         norm: of the ball, such as ``l2``.
         eps: its radius; 0 where clean.
         share: of the images that were classified correctly, 0 to 1.
-        images: how many were looked at; None where the card does not say.
+        images: their number; None where the card does not say.
         data: what they were.
         how: the attack in words.
     """
@@ -137,6 +137,11 @@ class Measured:
     images: int | None
     data: str
     how: str
+
+    @property
+    def radius(self) -> str:
+        """Norm and radius in words, such as `` at l2 0.5``; empty where clean."""
+        return f" at {self.norm} {self.eps:g}" if self.eps else ""
 
     @property
     def title(self) -> str:
