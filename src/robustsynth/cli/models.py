@@ -33,14 +33,12 @@ def describe_model(model: Classifier) -> str:
     card = model.card
     if card is None:
         return f"model {model.name}: {len(model.classes)} classes, on {model.device}"
-    accuracies = [
-        f"{100 * row.share:.1f} % " + (f"at eps {row.eps:g}" if row.eps else CLEAN)
-        for row in measured(card)
-        if row.attack in (CLEAN, PGD)
-    ]
+    rows = [row for row in measured(card) if row.attack in (CLEAN, PGD)]
+    accuracies = ", ".join(f"{100 * row.share:.1f} % {f'at eps {row.eps:g}' if row.eps else CLEAN}" for row in rows)
+    accuracies += "" if card.accuracies or not rows else " on held-out images"
     return (
         f"model {card.name}: {card.architecture} of width {card.width}, {len(card.classes)} classes at "
-        f"{card.image_size}×{card.image_size}, {_robustness(card)}, {', '.join(accuracies) or 'accuracy not measured'}, "
+        f"{card.image_size}×{card.image_size}, {_robustness(card)}, {accuracies or 'accuracy not measured'}, "
         f"on {model.device}"
     )
 
