@@ -202,10 +202,11 @@ def _undamaged(path: Path) -> Iterator[None]:
 
 def _refusal(path: Path) -> UserError:
     """Why a file that is not a model folder cannot be loaded, and what to do."""
-    pickled = path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar")
-    what = f"{path.name}, a pickled checkpoint, which may hold code and is never executed here"
+    what = f"the file {path.name}"
+    if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar"):
+        what = f"{path.name}, a pickled checkpoint, which may hold code and is never executed here"
     return UserError(
-        f"expected a model folder with card.json and {WEIGHTS_FILE}, got {what if pickled else f'the file {path.name}'}. "
+        f"expected a model folder with card.json and {WEIGHTS_FILE}, got {what}. "
         f"Convert it with robustsynth import {path} --out FOLDER. Where that does not know the network, in Python: "
         "build it, load_state_dict(torch.load(file, weights_only=True)), then robustsynth.Classifier.wrap(network, "
         "classes=…, mean=…, std=…) uses it as it is."
