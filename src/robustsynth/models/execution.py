@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,13 +47,9 @@ def machine_name(device: torch.device | None = None) -> str:
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass  # Not Linux: the name from the platform module has to do.
+    with contextlib.suppress(OSError):  # Not Linux: the name from the platform module has to do.
+        named = re.search(r"^model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        name = named[1].strip() if named else name
     return f"{name}, {torch.get_num_threads()} threads"
 
 
@@ -88,15 +85,13 @@ def chosen_execution(
         image_size: side of the images to measure with, in pixels; 32 where None.
         channels: of the images.
         device: to measure on.
-        precision: ``"float32"``, ``"bfloat16"``, or None to measure.
-        batch_size: or None to measure.
-        images: how many there are to be optimised; None for many.
+        precision: as for `Classifier.frozen`; so are `batch_size` and `images`.
     """
     if precision is not None and batch_size is not None:
         return Execution(precision, batch_size, measured=False)
     described = [repr(network), image_size, channels, machine_name(device), processor_kind(), torch.__version__]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
-    known = _remembered(key)
+    file = f"{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]}.json"
+    known = _remembered(file)
     before = json.dumps(known)
     side = image_size or 32
     sizes = batch_sizes(side, device)
@@ -117,7 +112,7 @@ def chosen_execution(
     # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the images.
     if json.dumps(known) != before:
         with contextlib.suppress(OSError):
-            write_json(cache_folder("execution") / f"{key}.json", known)
+            write_json(cache_folder("execution") / file, known)
     return Execution(precision, batch_size, measured=True)
 
 
@@ -205,14 +200,11 @@ def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:
     return min(times)
 
 
-def _remembered(key: str) -> dict[str, Any]:
+def _remembered(file: str) -> dict[str, Any]:
     """The fastest precision and the times of batches by precision that were measured before, if they were."""
-    nothing: dict[str, Any] = {"precision": None, "seconds": {}}
-    try:
-        found = json.loads((cache_folder("execution") / f"{key}.json").read_text(encoding="utf-8"))
-        sound = found["precision"] in (None, *PRECISIONS) and all(
-            int(n) > 0 and seconds > 0 for times in found["seconds"].values() for n, seconds in times.items()
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return nothing
-    return found if sound else nothing
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = json.loads((cache_folder("execution") / file).read_text(encoding="utf-8"))
+        times = [(int(n), each) for seconds in found["seconds"].values() for n, each in seconds.items()]
+        if found["precision"] in (None, *PRECISIONS) and all(n > 0 and each > 0 for n, each in times):
+            return found
+    return {"precision": None, "seconds": {}}
