@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import Norm, Numbers
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from robustsynth.cli import say
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
 from robustsynth.processes import Workers
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.models.checkpoints import StoredArray, brief
-from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.models.networks import ARCHITECTURES, ONE_SIZE, build_network
 
 LARGE_IMAGE = 224

@@ -26,7 +26,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE, initialise, pointwise, stages
+from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import initialise, pointwise, stages
 
 
 def _stem(channels: int, width: int, image_size: int) -> nn.Conv2d:
