@@ -9,6 +9,7 @@ is refused before.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
 import pickle
@@ -29,8 +30,6 @@ from torch import Tensor
 from robustsynth.errors import UserError
 
 AGAIN = "it is damaged or cut short; fetch it again and compare its size with the one published"
-LONGEST_PATH = 4096
-"""Characters that a path may have."""
 
 
 class RefusedPickleError(UserError):
@@ -38,7 +37,7 @@ class RefusedPickleError(UserError):
 
 
 class NotPlainError(Exception):
-    """What is asked for is no plain value; the message names it."""
+    """What a pickle asks for is no plain value; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,10 @@ class Attributes(dict[str, Any]):
 
 
 class StoredArray:
-    """A NumPy array, whose bytes are in the pickle; None until they are given."""
+    """A NumPy array, whose bytes are in the pickle."""
 
     array: np.ndarray[Any, Any] | None = None
+    """None until the bytes are given."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,11 +77,7 @@ class StoredArray:
         return self
 
     def tensor(self) -> Tensor:
-        """Its numbers as a tensor, in memory of its own.
-
-        Raises:
-            UserError: it was never filled, or its numbers are of a type that PyTorch does not have.
-        """
+        """Its numbers as a tensor, in memory of its own."""
         if self.array is None:
             raise UserError("expected an array with its numbers, found it empty")
         try:
@@ -136,8 +132,8 @@ def _dill_array(make: Any, arguments: Any, state: Any, *_: Any) -> StoredArray:
 
 def _number_type(code: Any, *_: Any) -> np.dtype[Any]:
     """Of whole numbers, floats, complex numbers, truth values and texts alone."""
-    fits = isinstance(code, str) and code[:1] in tuple("biufcUS") and code[1:].isdecimal()
-    _require(fits, f"numpy.dtype({brief(code)})")
+    plain = isinstance(code, str) and code[:1] in tuple("biufcUS") and code[1:].isdecimal()
+    _require(plain, f"numpy.dtype({brief(code)})")
     return np.dtype(f"<{code}")
 
 
@@ -145,9 +141,8 @@ def _bytes(content: Any = b"", encoding: Any = "latin1") -> bytes:
     """Of bytes or a text that are there: a mere number would ask for so many."""
     if isinstance(content, bytes | bytearray):
         return bytes(content)
-    _require(
-        isinstance(content, str) and encoding in ("latin1", "latin-1", "utf-8"), f"{brief(content)}, {brief(encoding)}"
-    )
+    plain = isinstance(content, str) and encoding in ("latin1", "latin-1", "utf-8")
+    _require(plain, f"{brief(content)}, {brief(encoding)}")
     return content.encode(encoding)
 
 
@@ -179,14 +174,14 @@ def _plain_type(name: Any, *_: Any) -> Name:
 
 def _path(*parts: Any) -> str:
     # Joined with itself through the memo, a path would double each time.
-    fits = all(isinstance(part, str) for part in parts) and sum(map(len, parts)) <= LONGEST_PATH
-    _require(fits, f"a path that is no text of at most {LONGEST_PATH} characters")
+    plain = all(isinstance(part, str) for part in parts) and sum(map(len, parts)) <= 4096
+    _require(plain, "a path that is no text of at most 4096 characters")
     return "/".join(parts).replace("//", "/")
 
 
 def _device(kind: Any, index: Any = None) -> str:
-    fits = isinstance(kind, str) and len(kind) <= 32 and isinstance(index, int | None)
-    _require(fits, "a device of what is no short name and number")
+    plain = isinstance(kind, str) and len(kind) <= 32 and isinstance(index, int | None)
+    _require(plain, "a device of what is no short name and number")
     return kind if index is None else f"{kind}:{index}"
 
 
@@ -361,10 +356,6 @@ def _guarded(load: Any, keys: slice, target: int | None, kind: type | None) -> C
     return guarded
 
 
-def _refused(name: str) -> Callable[[InertUnpickler], None]:
-    return lambda unpickler: unpickler.refuse(f"the instruction {name}")
-
-
 for _name, _keys, _target, _kind in (
     ("SETITEM", slice(-2, -1), -3, dict),
     ("SETITEMS", slice(0, None, 2), None, dict),
@@ -382,18 +373,15 @@ for _name in ("NEWOBJ_EX", "BUILD", "BINPERSID", "BYTEARRAY8"):
     InertUnpickler.dispatch[getattr(pickle, _name)[0]] = getattr(InertUnpickler, f"load_{_name.lower()}")
 # A registry's entries are whatever a program put there; a textual reference and a buffer are of no checkpoint.
 for _name in ("EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"):
-    InertUnpickler.dispatch[getattr(pickle, _name)[0]] = _refused(_name)
+    InertUnpickler.dispatch[getattr(pickle, _name)[0]] = functools.partial(
+        InertUnpickler.refuse, what=f"the instruction {_name}"
+    )
 
 
 def read_pickle(stream: IO[bytes], where: str) -> Any:
     """The value of the next pickle in `stream`, which is left standing after its end.
 
-    Args:
-        stream: bytes, opened for reading.
-        where: the file's name, for messages.
-
-    Returns:
-        Numbers, strings, bytes, None, lists, tuples, sets and dicts; `StoredArray` and `Name`.
+    It is made of numbers, strings, bytes, None, lists, tuples, sets and dicts, `StoredArray` and `Name`.
 
     Raises:
         RefusedPickleError: it names, calls or builds anything else.
@@ -453,25 +441,16 @@ def brief(value: Any) -> str:
     return repr(value)[:60] if short else type(value).__name__
 
 
-MAGIC = 0x1950A86A20F9469CFC6C
-"""The first pickle in a file of PyTorch's format of before 1.6."""
-PICKLES = (b"\x80", b"(", b"]", b"}", b"c")
-"""What pickles begin with: a version, or of before there were any, a list, a dict or a name."""
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: its `contents` (plain values, tensors and `StoredArray`) and its `form` in words."""
+    """What a file holds (plain values, tensors and `StoredArray`), and what kind of file it is in words."""
 
     contents: Any
     form: str
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """What a checkpoint file holds, whatever wrote it.
-
-    Args:
-        path: of torch.save (both formats, with whatever pickle module), a plain pickle, or safetensors.
+    """Open a file of torch.save (both formats, with whatever pickle module), a plain pickle, or safetensors.
 
     Raises:
         UserError: no such file, of no known format, or damaged.
@@ -498,24 +477,18 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27):
         with _damage_in_words(path.name):
             return Checkpoint(load_file(path), "safetensors")
-    if head[:1] not in PICKLES:
-        raise UserError(
-            f"expected a checkpoint of torch.save or safetensors in {path.name}, got a file of neither format"
-        )
+    # Pickles begin with a version, or, of before there were any, with a list, a dict or a name.
+    if head[:1] not in (b"\x80", b"(", b"]", b"}", b"c"):
+        raise UserError(f"expected a checkpoint of torch.save or safetensors as {path.name}, got neither format")
     with path.open("rb") as file:
         first = read_pickle(file, path.name)
-    if type(first) is int and first == MAGIC:
+    if type(first) is int and first == torch.serialization.MAGIC_NUMBER:
         return Checkpoint(_torch_load(path, None), "PyTorch before 1.6")
     return Checkpoint(first, "pickle")
 
 
 def _torch_load(path: Path, sizes: dict[str, int] | None) -> Any:
-    """The contents of a file of torch.save.
-
-    Args:
-        path: of the file.
-        sizes: of an archive's storages in bytes, by key; None where the file is no archive.
-    """
+    """The contents of a file of torch.save; `sizes` are those of an archive's storages in bytes, by key."""
     claimed: dict[str, int] = {}
     length = path.stat().st_size
 
@@ -550,13 +523,8 @@ def _torch_load(path: Path, sizes: dict[str, int] | None) -> Any:
 
 
 def _zip_sizes(path: Path) -> dict[str, int]:
-    """The sizes of the storages in an archive that PyTorch's reader may see.
-
-    That reader runs TorchScript programs, and looks at no checksum.
-
-    Raises:
-        UserError: it is not as torch.save writes it, or damaged.
-    """
+    """The sizes of the storages in an archive that PyTorch's reader may see: it runs TorchScript programs, and looks at
+    no checksum."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # Anywhere in the file, because two readers of archives may find different names.
         if content.find(b"constants.pkl") >= 0:

@@ -149,10 +149,8 @@ def fastest_precision(candidates: dict[str, nn.Module], images: Tensor) -> str:
 
 
 def seconds_a_batch(network: nn.Module, images: Tensor, sizes: Sequence[int]) -> dict[int, float]:
-    """The least time of a forward and backward pass of a batch of each size.
-
-    The sizes take turns, so that a hiccup of the machine during one of them does not decide. The first turn warms up.
-    """
+    """The least time of a forward and backward pass of a batch of each size."""
+    # The sizes take turns, so that a hiccup of the machine during one of them does not decide. The first turn warms up.
     each = dict.fromkeys(sizes, float("inf"))
     started, turns = time.perf_counter(), 0
     while turns < 2 or (time.perf_counter() - started < BUDGET and turns < 20):
@@ -163,12 +161,8 @@ def seconds_a_batch(network: nn.Module, images: Tensor, sizes: Sequence[int]) ->
 
 
 def best_batch(times: dict[int, float], sizes: Sequence[int], images: int | None) -> int:
-    """The smallest of `sizes` with which all images take the least time, to half a percent, padding included.
-
-    Args:
-        times: of a batch of each size.
-        sizes: candidates, smallest first; where there is one alone, no time is asked for.
-        images: how many there are; None for so many that padding does not count.
+    """The smallest of `sizes` (smallest first) with which all images take the least time, to half a percent, padding
+    included; where `images` is None there are so many that padding does not count.
 
     Example:
         >>> best_batch({1: 1.0, 2: 1.5, 4: 2.0}, [1, 2, 4], 3), best_batch({1: 1.0, 2: 1.5, 4: 2.9}, [1, 2, 4], 5)

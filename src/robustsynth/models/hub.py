@@ -69,17 +69,8 @@ def fetch_model(text: str) -> Path:
     return folder
 
 
-def publish_folder(folder: Path, to: str, *, private: bool = False, message: str = "A robustsynth model") -> str:
-    """Upload a prepared folder to the Hub; the repository is made if it is missing.
-
-    Args:
-        folder: with the files of `MODEL_FILES` and `PAGE_FILES`; others in it stay at home.
-        to: ``owner/name``.
-        private: whether a repository that is made is private.
-        message: of the commit.
-
-    Returns:
-        The repository's address.
+def publish_folder(folder: Path, to: str, *, private: bool = False) -> str:
+    """Upload the files of `MODEL_FILES` and `PAGE_FILES` in a folder to the Hub; returns the repository's address.
 
     Raises:
         UserError: not logged in, not allowed, or the Hub cannot be reached.
@@ -95,7 +86,7 @@ def publish_folder(folder: Path, to: str, *, private: bool = False, message: str
         api.upload_folder(
             repo_id=name,
             folder_path=str(folder),
-            commit_message=message,
+            commit_message="A robustsynth model",
             allow_patterns=[*MODEL_FILES, *PAGE_FILES],
         )
     except Exception as error:
@@ -124,12 +115,9 @@ def _reason(error: Exception) -> str:
 
 
 def model_page(card: ModelCard, *, repository: str, samples: str | None = None) -> str:
-    """A model card in the Hub's form: Markdown with a header that the Hub reads.
+    """The page of a model as ``owner/name`` on the Hub: Markdown with a header that the Hub reads.
 
-    Args:
-        card: our own.
-        repository: ``owner/name``, for the commands that the page shows.
-        samples: an image's file name beside it, if there is one.
+    `samples` is the file name of an image beside it, if there is one.
 
     Example:
         >>> card = ModelCard("cats", "resnet18", 64, 3, 32, ("cat", "dog"), (0.5,) * 3, (0.2,) * 3)

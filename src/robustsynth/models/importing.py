@@ -32,15 +32,8 @@ from robustsynth.models.store import save_model
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A checkpoint that was understood.
-
-    Attributes:
-        classifier: with its weights in float32.
-        fit: the architecture that was recognised.
-        layout: whose names the file has.
-        form: what kind of file it is.
-        normalisation: where mean and std come from.
-    """
+    """A checkpoint as a classifier in float32, its architecture, whose names (`layout`) and what kind of file (`form`) it
+    has, and where mean and std come from."""
 
     classifier: Classifier
     fit: Fit

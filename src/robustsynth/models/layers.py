@@ -22,11 +22,7 @@ class DepthwiseConv2d(nn.Conv2d):
     On a processor PyTorch has no fast gradient of a *strided* one in bfloat16: it takes some 15 times as long as in
     float32, which made three layers of MobileNetV2 half of its training (measured: `benchmarks/depthwise.py`,
     docs/log/benchmarks.md). There it is computed in float32 and rounded after; its arithmetic is next to nothing.
-
-    Args:
-        channels: in and out.
-        kernel: its side, odd; it is padded by half of that.
-        stride: in both directions.
+    The side of the kernel is odd; half of it is padded.
 
     Example:
         >>> DepthwiseConv2d(8, kernel=3, stride=2)(torch.zeros(1, 8, 6, 6)).shape
@@ -58,11 +54,6 @@ class PointwiseConv2d(nn.Conv2d):
     channels-last, where there are fewer input channels than a vector has room for: a crash, or silently a wrong
     gradient (oneDNN issue 6035). Here the pixels that a stride leaves out are left out first.
 
-    Args:
-        inputs: channels.
-        outputs: channels.
-        stride: in both directions.
-
     Example:
         >>> PointwiseConv2d(4, 8, 2)(torch.zeros(1, 4, 6, 6)).shape
         torch.Size([1, 8, 3, 3])
@@ -78,12 +69,7 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def pointwise(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    """The convolution of a shortcut, without a bias: PyTorch's own wherever that is safe.
-
-    Example:
-        >>> type(pointwise(64, 128, 2)).__name__, type(pointwise(4, 8, 2)).__name__
-        ('Conv2d', 'PointwiseConv2d')
-    """
+    """The convolution of a shortcut, without a bias: PyTorch's own wherever that is safe."""
     if stride == 1 or inputs >= LEAST_CHANNELS:
         return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
     return PointwiseConv2d(inputs, outputs, stride)
@@ -92,10 +78,7 @@ def pointwise(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
 def initialise(network: nn.Module, *, linear_std: float | None = None) -> None:
     """Draw the weights of all convolutions for ReLUs behind them (He et al. 2015), by the number of outputs.
 
-    Args:
-        network: whose weights are set.
-        linear_std: the standard deviation of the weights of linear layers, whose biases and those of convolutions are
-            then 0; where None, these keep what PyTorch gave them.
+    With `linear_std` the weights of linear layers are drawn too, with this standard deviation, and all biases are 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -109,13 +92,7 @@ def initialise(network: nn.Module, *, linear_std: float | None = None) -> None:
 def stages(
     block: Callable[[int, int, int], nn.Module], inputs: int, outputs: Sequence[int], depths: Sequence[int]
 ) -> list[nn.Sequential]:
-    """Stages of equal blocks, each stage but the first beginning with stride 2.
-
-    Args:
-        block: makes a block of its channels in, its channels out and its stride.
-        inputs: channels of the first stage's images.
-        outputs: channels out of each stage.
-        depths: blocks in each stage.
+    """Stages of `depths` blocks, each made of its channels in and out and its stride: 2 where a later stage begins.
 
     Example:
         >>> len(stages(pointwise, 16, (16, 32), (2, 3))[1])
@@ -147,7 +124,7 @@ class RowLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
-        """One with the weights of `linear`."""
+        """A layer with the weights of `linear`."""
         made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=linear.weight.dtype)
         made.load_state_dict(linear.state_dict())
         return made.to(linear.weight.device)

@@ -35,12 +35,9 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class StateDict:
-    """A network's weights with the names that this library gives them.
+    """A network's weights with the names that this library gives them, and all normalisations found beside them.
 
-    Attributes:
-        layout: whose names they had: ``"robustness"``, ``"RobustBench"``, or ``"torchvision"``, which timm follows.
-        weights: by name.
-        normalisations: all that were found beside the weights; a well-made file has one or none.
+    `layout` says whose names they had: ``"robustness"``, ``"RobustBench"``, or ``"torchvision"``, which timm follows.
     """
 
     layout: str
@@ -54,7 +51,7 @@ def chosen_state(contents: Any, key: str | None, where: str) -> dict[str, Tensor
     Args:
         contents: of the checkpoint: a state dict, or what holds one under some name (``model``, ``state_dict``, …).
         key: that name, with dots between where it lies deeper; found out where None.
-        where: the file's name, for messages.
+        where: the file's name, for messages, here and below.
 
     Raises:
         UserError: there is none, or more than one.
@@ -110,10 +107,6 @@ def _state_dicts(value: Any, path: tuple[str, ...] = ()) -> dict[str, dict[str, 
 
 def arranged(state: Mapping[str, Tensor], where: str) -> StateDict:
     """A foreign state dict with our names, its wrappings taken off and its normalisation apart.
-
-    Args:
-        state: tensors by whatever names.
-        where: the file's name, for messages.
 
     Raises:
         UserError: the network is there twice, and differs.
@@ -209,10 +202,6 @@ class Fit:
     """How a state dict compares with one form of one architecture.
 
     Attributes:
-        architecture: its name.
-        classes: rows of the last linear layer.
-        width: base width.
-        channels: channels of the images.
         small: whether it is the form for images up to 64 pixels.
         image_size: the side that the shapes themselves tell; None where any of the form will do.
         missing: names that the network has and the file has not.
@@ -251,7 +240,7 @@ def recognised_network(weights: Mapping[str, Tensor], *, architecture: str | Non
     Args:
         weights: by our names, as `arranged` gives them.
         architecture: the only one to consider; all where None, those made here (``-even``) only where no other fits.
-        where: the file's name, for messages.
+        where: for messages.
 
     Returns:
         One fit, or two that differ in the size of their images alone.

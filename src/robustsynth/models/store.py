@@ -98,8 +98,7 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
 
 
 def save_model(folder: Path | str, classifier: Classifier, card: ModelCard, *, half: bool = True) -> ModelCard:
-    """Write weights (float16; float32 where not `half`) and card into `folder`; returns the card with the files'
-    SHA-256.
+    """Write weights (float16; float32 where not `half`) and card into `folder`; returns the card with their SHA-256.
 
     The card is written last, so that a folder with a card is complete. A model that is replaced can be loaded at
     every moment: until the new card is there, the old one admits both the old weights and the new.
@@ -218,12 +217,10 @@ class Listed:
     """A model folder, usable or not.
 
     Attributes:
-        names: that `load_model` and ``--model`` take; the shortest use is the first.
+        names: that `load_model` and ``--model`` take; the shortest is the first.
         source: a key of `SOURCES`.
-        folder: where it lies.
         card: None where it cannot be read.
-        accuracies: the card's.
-        parameters: that are trained; 0 where the weights cannot be read.
+        parameters: number of those that are trained; 0 where the weights cannot be read.
         size: bytes of weights, seeds and mixtures together.
         seeds: whether class seeds are there to start from.
         problem: why it cannot be used; None where it can.
@@ -357,12 +354,7 @@ def _listed(folder: Path, source: str, names: tuple[str, ...]) -> Listed:
 
 
 def _check_files(folder: Path, card: ModelCard) -> int:
-    """How many trained parameters the weights have.
-
-    Raises:
-        UserError: what `load_model` would refuse for a network that is not known, or for files that are missing,
-            damaged, or not those of the card.
-    """
+    """How many trained parameters the weights have; raises what `load_model` would for the network or the files."""
     if card.architecture not in ARCHITECTURES:
         raise UserError(
             f"expected an architecture of {', '.join(ARCHITECTURES)}, got {card.architecture!r}; a later version of "

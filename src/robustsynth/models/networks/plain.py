@@ -25,7 +25,6 @@ class VGG(nn.Module):
     Args:
         depths: convolutions in each of the five stages; (2, 2, 2, 2, 2) is VGG-13.
         width: channels of the first stage. The hidden layers of the large form have 64 times as many.
-        image_size: chooses the head.
 
     Example:
         >>> VGG([1, 1, 2, 2, 2], classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape

@@ -80,7 +80,6 @@ class PreActResNet(nn.Module):
 
     Args:
         depths: blocks in each of the four stages.
-        image_size: chooses the stem.
         last_norm: whether a batch norm and a ReLU stand before pooling.
         early_shortcut: whether shortcuts begin before the first activation.
 
@@ -124,7 +123,6 @@ class WideResNet(nn.Module):
         depth: layers, 6 n + 4 for n blocks a stage, as 28 and 34.
         widening: how many times as wide as its base width the first stage is.
         width: channels of the stem. The stages have 1, 2 and 4 times width × widening.
-        image_size: chooses the stem.
 
     Example:
         >>> WideResNet(10, 2, classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape
@@ -155,14 +153,9 @@ class WideResNet(nn.Module):
 
 
 class SiluBlock(nn.Module):
-    """Two times batch norm, SiLU and a 3×3 convolution, beside a shortcut where the shape changes.
+    """Two times batch norm, SiLU and a 3×3 convolution (of these `names`), beside a shortcut where the shape changes.
 
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        stride: of the first convolution.
-        names: of the two convolutions.
-        plain_shortcut: whether the shortcut begins before the first batch norm, with a 3×3 convolution.
+    A `plain_shortcut` begins before the first batch norm, with a 3×3 convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, names: tuple[str, str], plain_shortcut: bool) -> None:

@@ -78,7 +78,6 @@ class ResNet(nn.Module):
     Args:
         block: `BasicBlock` or `Bottleneck`.
         depths: blocks in each of the four stages.
-        image_size: chooses the stem.
         even: shrink by average pooling, so that every pixel counts alike.
         widening: how many times as wide as usual the 3×3 convolutions of a `Bottleneck` are (Zagoruyko and Komodakis
             2016; torchvision's wide_resnet50_2 has 2).
