@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from robustsynth.models.card import Measured, ModelCard
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.store import Listed
-
-SAMPLES, ROWS = 8, 10
-"""Samples of each class on a published page, and classes there."""
 
 
 def describe_model(model: Classifier) -> str:
@@ -92,7 +88,7 @@ def _lines(each: Listed) -> list[str]:
         lines += [
             f"    {card.architecture} of width {card.width}, {data}, {len(card.classes)} classes at "
             f"{card.image_size}×{card.image_size}, {_robustness(card)}",
-            "    " + "; ".join(accuracy_phrase(each.accuracies, attack) for attack in (CLEAN, PGD, AUTO)),
+            "    " + "; ".join(_accuracy_phrase(each.accuracies, attack) for attack in (CLEAN, PGD, AUTO)),
             f"    {each.parameters / 1e6:.2f} million parameters, {each.size / 1e6:.1f} MB "
             f"{'with' if each.seeds else 'without class'} seeds, licence {card.licence.strip() or 'not stated'}",
         ]
@@ -105,41 +101,32 @@ def _card_lines(each: Listed) -> list[str]:
 
     card = each.card
     assert card is not None
-    lines = [*_lines(each), f"      in {one_line(each.folder)}"]
-    lines += [f"      {one_line(card.description)}"] if card.description else []
+    lines = [*_lines(each), f"      in {each.folder}", *([f"      {card.description}"] if card.description else [])]
     lines += ["", f"classes ({len(card.classes)}):"]
     for index, name in enumerate(card.classes):
         others = f"  (also {', '.join(card.aliases[name])})" if card.aliases.get(name) else ""
-        lines.append(f"  {index:>3}  {one_line(name + others)}")
-    measured = {
-        row.title + row.radius: f"{100 * row.share:.1f} % of "
-        f"{'an unknown number of' if row.images is None else format(row.images, ',')} images, {row.data}"
-        for row in each.accuracies
-    }
+        lines.append(f"  {index:>3}  {name}{others}")
     sections = {
-        "accuracy": measured,
+        "accuracy": {
+            row.title + row.radius: f"{100 * row.share:.1f} % of "
+            f"{'an unknown number of' if row.images is None else format(row.images, ',')} images, {row.data}"
+            for row in each.accuracies
+        },
         "tuned settings": card.tasks,
         "data": card.data,
         "training": card.training,
         "normalisation": {"mean": list(card.mean), "std": list(card.std)},
     }
     for title, values in sections.items():
-        rows = [f"  {one_line(f'{key}: {_phrase(value)}')}" for key, value in values.items()]
-        lines += ["", f"{title}:", *rows] if rows else []
-    return lines
+        lines += ["", f"{title}:"] if values else []
+        for key, value in values.items():
+            inner = [f"{name} {part}" for name, part in value.items()] if isinstance(value, dict) else [str(value)]
+            lines.append(f"  {key}: {', '.join(inner)}")
+    return [one_line(line) for line in lines]
 
 
-def _phrase(value: Any) -> str:
-    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
-
-
-def accuracy_phrase(rows: tuple[Measured, ...], attack: str) -> str:
-    """Such as ``PGD-20 62.1 % at l2 0.5 (10,000 images)``.
-
-    Example:
-        >>> accuracy_phrase((), "auto")
-        'AutoAttack not measured'
-    """
+def _accuracy_phrase(rows: tuple[Measured, ...], attack: str) -> str:
+    """Such as ``PGD-20 62.1 % at l2 0.5 (10,000 images)``."""
     from robustsynth.models.card import TITLES
 
     phrases: list[str] = []
@@ -222,10 +209,10 @@ def publish_command(
 
     hub_name(to)
     source = find_model(model_name)
-    if dry_run is not None and Path(dry_run).exists() and (not Path(dry_run).is_dir() or any(Path(dry_run).iterdir())):
+    if dry_run and Path(dry_run).exists() and (not Path(dry_run).is_dir() or any(Path(dry_run).iterdir())):
         raise UserError(f"expected an empty folder for --dry-run, got {dry_run}; choose another one")
-    with contextlib.ExitStack() as stack:
-        folder = Path(dry_run or stack.enter_context(tempfile.TemporaryDirectory(prefix="robustsynth-")))
+    with tempfile.TemporaryDirectory(prefix="robustsynth-") as temporary:
+        folder = Path(dry_run or temporary)
         # Loaded first, so that a damaged model is never published.
         model = load_model(source, device=device)
         assert model.card is not None
@@ -248,16 +235,15 @@ def publish_command(
 
 
 def _draw(model: Classifier, path: Path, seed: int) -> None:
-    """A row of samples for each of the first classes, none selected."""
+    """A row of 8 samples for each of the first 10 classes, none selected."""
     import torch
 
     from robustsynth.images import save_png, to_uint8
     from robustsynth.sheet import class_sheet
     from robustsynth.tasks.functions import generate
 
-    classes = min(len(model.classes), ROWS)
-    say(f"drawing {SAMPLES} samples of {classes} classes")
-    labels = torch.arange(classes).repeat_interleave(SAMPLES)
+    labels = torch.arange(min(len(model.classes), 10)).repeat_interleave(8)
+    say(f"drawing {len(labels)} samples")
     images = to_uint8(generate(model, labels, seed=seed))
     names = [model.classes[label] for label in labels.tolist()]
     save_png(path, class_sheet(names, images.__getitem__, classes=model.classes))

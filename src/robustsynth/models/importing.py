@@ -32,8 +32,8 @@ from robustsynth.models.store import save_model
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A checkpoint as a classifier in float32, its architecture, whose names (`layout`) and what kind of file (`form`) it
-    has, and where mean and std come from."""
+    """A checkpoint as a classifier in float32, with its architecture, whose names it has (`layout`), what kind of file
+    it is (`form`), and where mean and std come from."""
 
     classifier: Classifier
     fit: Fit

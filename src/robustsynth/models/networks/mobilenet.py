@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,7 +57,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(nn.Sequential):
     """MobileNetV2: normalised images (N, C, H, W) in, logits (N, classes) out.
 
     `width` / 32 is the paper's width multiplier. Channels but the first are rounded to multiples of 8 as torchvision
@@ -85,12 +84,9 @@ class MobileNetV2(nn.Module):
         last = divisible_by_8(LAST * max(1.0, multiplier))
         layers.append(_activated(nn.Conv2d(inputs, last, 1, bias=False), ClippedReLU()))
         self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
         initialise(self, linear_std=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
 def divisible_by_8(channels: float) -> int:

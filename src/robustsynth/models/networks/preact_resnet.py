@@ -23,7 +23,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
@@ -75,7 +74,7 @@ class PreActBlock(nn.Module):
         return self.conv2(self.relu(self.bn2(self.conv1(active)))) + beside
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(nn.Sequential):
     """A residual network with pre-activation: normalised images (N, C, H, W) in, logits (N, classes) out.
 
     Args:
@@ -107,16 +106,12 @@ class PreActResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages(block, width, outputs, depths)
         self.bn = nn.BatchNorm2d(outputs[-1]) if last_norm else nn.Identity()
         self.relu = nn.ReLU(inplace=True) if last_norm else nn.Identity()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.linear = nn.Linear(outputs[-1], classes)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(self.conv1(x))))))
-        return self.linear(torch.flatten(self.avgpool(self.relu(self.bn(x))), 1))
 
-
-class WideResNet(nn.Module):
+class WideResNet(nn.Sequential):
     """A wide residual network: normalised images (N, C, H, W) in, logits (N, classes) out.
 
     Args:
@@ -134,22 +129,17 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = _stem(channels, width, image_size)
-        # None rather than the identity: with nothing between, the first batch norm folds into the stem.
-        self.maxpool = None if image_size <= SMALL_IMAGE else nn.MaxPool2d(3, 2, 1)
+        # No identity where there is no pooling: with nothing between, the first batch norm folds into the stem.
+        if image_size > SMALL_IMAGE:
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
         block = partial(PreActBlock, wide=True)
         self.block1, self.block2, self.block3 = _wide_stages(block, "layer", depth, width, widening)
         self.bn1 = nn.BatchNorm2d(4 * width * widening)
         self.relu = nn.ReLU(inplace=True)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.fc = nn.Linear(4 * width * widening, classes)
         initialise(self)
         nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        x = x if self.maxpool is None else self.maxpool(x)
-        x = self.block3(self.block2(self.block1(x)))
-        return self.fc(torch.flatten(self.avgpool(self.relu(self.bn1(x))), 1))
 
 
 class SiluBlock(nn.Module):
@@ -186,7 +176,7 @@ class SiluBlock(nn.Module):
         return second(self.relu_1(self.batchnorm_1(first(self.pad(active))))) + shortcut
 
 
-class SiluWideResNet(nn.Module):
+class SiluWideResNet(nn.Sequential):
     """A wide residual network with SiLU: arguments, images and logits as for `WideResNet`.
 
     Example:
@@ -204,15 +194,11 @@ class SiluWideResNet(nn.Module):
         self.layer = nn.Sequential(*_wide_stages(block, "block", depth, width, widening))
         self.batchnorm = nn.BatchNorm2d(4 * width * widening)
         self.relu = nn.SiLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.logits = nn.Linear(4 * width * widening, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer(self.maxpool(self.init_conv(x)))
-        return self.logits(torch.flatten(self.avgpool(self.relu(self.batchnorm(x))), 1))
 
-
-class SiluPreActResNet(nn.Module):
+class SiluPreActResNet(nn.Sequential):
     """The narrow kind with SiLU, of four stages: arguments, images and logits as for `PreActResNet`.
 
     Example:
@@ -231,9 +217,5 @@ class SiluPreActResNet(nn.Module):
         self.layer_0, self.layer_1, self.layer_2, self.layer_3 = stages(block, width, outputs, depths)
         self.batchnorm = nn.BatchNorm2d(outputs[-1])
         self.relu = nn.SiLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.logits = nn.Linear(outputs[-1], classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer_3(self.layer_2(self.layer_1(self.layer_0(self.maxpool(self.conv_2d(x))))))
-        return self.logits(torch.flatten(self.avgpool(self.relu(self.batchnorm(x))), 1))

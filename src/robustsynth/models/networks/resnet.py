@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
@@ -72,7 +71,7 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Sequential):
     """A residual network: normalised images (N, C, H, W) in, logits (N, classes) out.
 
     Args:
@@ -123,14 +122,9 @@ class ResNet(nn.Module):
             outputs,
             depths,
         )
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.fc = nn.Linear(outputs[-1], classes)
         initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
