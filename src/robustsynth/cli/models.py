@@ -63,8 +63,8 @@ def command(name: str | None, as_json: bool) -> None:
 
     if name is not None:
         one = find_listed(name)
-        whole = one.as_dict() | {"card": None if one.card is None else dataclasses.asdict(one.card)}
-        click.echo(json.dumps(whole, indent=2, ensure_ascii=False) if as_json else "\n".join(_card_lines(one)))
+        values = one.as_dict() | {"card": None if one.card is None else dataclasses.asdict(one.card)}
+        click.echo(json.dumps(values, indent=2, ensure_ascii=False) if as_json else "\n".join(_card_lines(one)))
         return
     found = list_models()
     if as_json:
@@ -96,7 +96,7 @@ def _lines(each: Listed) -> list[str]:
 
 
 def _card_lines(each: Listed) -> list[str]:
-    """The whole card, its classes first."""
+    """All of the card, its classes first."""
     from robustsynth.models.card import one_line
 
     card = each.card

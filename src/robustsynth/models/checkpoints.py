@@ -56,14 +56,12 @@ class Attributes(dict[str, Any]):
 
 
 class StoredArray:
-    """A NumPy array, whose bytes are in the pickle."""
+    """A NumPy array, whose bytes are in the pickle; None until they are given."""
 
     array: np.ndarray[Any, Any] | None = None
-    """None until the bytes are given."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides; none until it is filled."""
         return () if self.array is None else self.array.shape
 
     def finish(self, state: Any) -> StoredArray:

@@ -139,7 +139,7 @@ class Classifier(nn.Module):
             >>> Classifier.wrap(net, classes=2, mean=[0] * 3, std=[1] * 3).features(torch.rand(4, 3, 8, 8)).shape
             torch.Size([4, 7])
         """
-        return representation(self.network, self, images)
+        return linear_runs(self.network, self, images)[-1][1].flatten(1).float()
 
     def frozen(
         self, *, precision: str | None = None, batch_size: int | None = None, images: int | None = None
@@ -238,11 +238,6 @@ def linear_runs(network: nn.Module, call: nn.Module, images: Tensor) -> list[tup
     return runs
 
 
-def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
-    """The input of the linear layer of `network` that runs last while ``call(images)`` runs, (N, D) float32."""
-    return linear_runs(network, call, images)[-1][1].flatten(1).float()
-
-
 class FrozenClassifier(nn.Module):
     """A classifier to optimise images with: evaluation mode, no parameter gradients, batch norm folded, channels-last,
     in the precision that was measured to be fastest.
@@ -287,5 +282,5 @@ class FrozenClassifier(nn.Module):
         return self.network(normalised)
 
     def features(self, images: Tensor) -> Tensor:
-        """The representation R(x), (N, D) float32: what the last linear layer is given."""
-        return representation(self.network, self, images)
+        """The representation R(x), (N, D) float32, as of `Classifier.features`."""
+        return linear_runs(self.network, self, images)[-1][1].flatten(1).float()

@@ -1,7 +1,7 @@
 """Which precision and batch size are fastest here: measured once per model and machine, then remembered.
 
-Support flags do not tell. On some processors bfloat16 is 2.6 to 4 times as fast as float32, on others 4 to 500
-times slower, and libraries claim support on both. So a forward and backward pass is timed.
+On some processors bfloat16 is 2.6 to 4 times as fast as float32, on others 4 to 500 times slower, and libraries claim
+support on both. So a forward and backward pass is timed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def chosen_execution(
         precision = known["precision"]
     if precision is None:
         # Always on batches of one size, so that it does not depend on the number of images.
-        compared = torch.rand(precision_batch(side), *example.shape[1:], device=device)
+        number = 8 if side <= 64 else 2 if side <= 160 else 1
+        compared = torch.rand(number, *example.shape[1:], device=device)
         precision = known["precision"] = fastest_precision({p: frozen(p) for p in PRECISIONS}, compared)
     if batch_size is None:
         times = {int(n): seconds for n, seconds in known["seconds"].get(precision, {}).items()}
@@ -121,11 +122,6 @@ def batch_sizes(image_size: int, device: torch.device) -> Sequence[int]:
     if device.type == "cuda":
         return (1, 4, 16, 32, 64, 128, 256) if image_size <= 64 else (1, 4, 16, 32, 64)
     return (1, 2, 4, 8, 16, 32) if image_size <= 64 else (1, 2, 4, 8, 16) if image_size <= 160 else (1, 2, 4, 8)
-
-
-def precision_batch(image_size: int) -> int:
-    """Images that precisions are compared with."""
-    return 8 if image_size <= 64 else 2 if image_size <= 160 else 1
 
 
 def fastest_precision(candidates: dict[str, nn.Module], images: Tensor) -> str:
@@ -170,8 +166,8 @@ def best_batch(times: dict[int, float], sizes: Sequence[int], images: int | None
     """
     if len(sizes) == 1:
         return sizes[0]
-    whole = {n: times[n] / n if images is None else -(-images // n) * times[n] for n in sizes}
-    return next(n for n in sizes if whole[n] <= 1.005 * min(whole.values()))
+    total = {n: times[n] / n if images is None else -(-images // n) * times[n] for n in sizes}
+    return next(n for n in sizes if total[n] <= 1.005 * min(total.values()))
 
 
 def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:

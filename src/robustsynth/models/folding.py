@@ -38,10 +38,10 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         >>> bool(torch.allclose(net(x), fold_batch_norm(net)(x), atol=1e-6))
         True
     """
-    return fold_and_tell(network)[0]
+    return fold_and_report(network)[0]
 
 
-def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+def fold_and_report(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     """As `fold_batch_norm`, and which batch norm was folded into which convolution, such as ``{"0": "1"}``."""
     folded: dict[str, str] = {}
     network = copy.deepcopy(network).eval()

@@ -169,7 +169,15 @@ def find_model(name_or_path: str | Path) -> Path:
     if path.is_file():
         if path.name == WEIGHTS_FILE:
             return path.parent
-        raise _refusal(path)
+        what = f"the file {path.name}"
+        if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar"):
+            what = f"{path.name}, a pickled checkpoint, which may hold code and is never executed here"
+        raise UserError(
+            f"expected a model folder with card.json and {WEIGHTS_FILE}, got {what}. "
+            f"Convert it with robustsynth import {path} --out FOLDER. Where that does not know the network, in Python: "
+            "build it, load_state_dict(torch.load(file, weights_only=True)), then robustsynth.Classifier.wrap(network, "
+            "classes=…, mean=…, std=…) uses it as it is."
+        )
     if path.suffix or len(path.parts) > 1:
         raise UserError(
             f"expected a model's name or folder, got {str(name_or_path)!r}, which does not exist; "
@@ -197,19 +205,6 @@ def _undamaged(path: Path) -> Iterator[None]:
         yield
     except (SafetensorError, OSError) as error:
         raise UserError(f"expected weights in {path}, but it is damaged ({error}); restore it") from None
-
-
-def _refusal(path: Path) -> UserError:
-    """Why a file that is not a model folder cannot be loaded, and what to do."""
-    what = f"the file {path.name}"
-    if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar"):
-        what = f"{path.name}, a pickled checkpoint, which may hold code and is never executed here"
-    return UserError(
-        f"expected a model folder with card.json and {WEIGHTS_FILE}, got {what}. "
-        f"Convert it with robustsynth import {path} --out FOLDER. Where that does not know the network, in Python: "
-        "build it, load_state_dict(torch.load(file, weights_only=True)), then robustsynth.Classifier.wrap(network, "
-        "classes=…, mean=…, std=…) uses it as it is."
-    )
 
 
 @dataclass(frozen=True)
