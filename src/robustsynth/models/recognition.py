@@ -120,17 +120,20 @@ def arranged(state: Mapping[str, Tensor], where: str) -> StateDict:
         >>> found.layout, list(found.weights)[2:], found.normalisations[0].mean
         ('robustness', ['layer2.0.downsample.0.bias', 'fc.bias'], (0.0, 0.0, 0.0))
     """
-    # DataParallel and torch.compile put their part of a name wherever they wrap.
-    plain: dict[str, Tensor] = {}
+    # DataParallel and torch.compile put their part of a name wherever they wrap. robustness saves network and
+    # normaliser twice: by themselves and as the attacker's.
+    single: dict[str, Tensor] = {}
     for name, value in state.items():
         short = ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
-        if not _same(plain.setdefault(short, value), value):
+        short = re.sub(r"\battacker\.normalize\.", "normalizer.", re.sub(r"\battacker\.model\.", "model.", short))
+        if "attacker" in short.split(".") or short == "n_averaged":
+            continue  # A buffer of the attack itself, or of PyTorch's AveragedModel.
+        other = single.setdefault(short, value)
+        if other is not value and not (other.shape == value.shape and bool((other == value).all())):
             raise UserError(
-                f"expected one network in {where}, found {short} twice, with and without a wrapper's name, and they "
-                "differ; take the one that is meant into a file of its own"
+                f"expected one network in {where}, found {name} and {short} twice, with and without a wrapper's name, "
+                "and they differ; take the one that is meant into a file of its own"
             )
-    plain.pop("n_averaged", None)  # Of PyTorch's AveragedModel.
-    single = _without_attacker(plain, where)
     weights, normalisations = _without_normalisers(single)
     while weights and len({name.split(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
         weights = {name.split(".", 1)[1]: value for name, value in weights.items()}
@@ -138,31 +141,11 @@ def arranged(state: Mapping[str, Tensor], where: str) -> StateDict:
     theirs = {"block1.layer.0.bn1.weight", "linear.weight", "logits.weight"}
     places = " ".join(found.where for found in normalisations)
     layout = "torchvision"
-    if len(single) < len(plain) or "new_mean" in places:
+    if "new_mean" in places or any("attacker" in name.split(".") for name in state):
         layout = "robustness"
     elif list(renamed) != list(weights) or theirs & set(weights) or re.search(r"\b(mu|sigma)\b", places):
         layout = "RobustBench"
     return StateDict(layout, renamed, normalisations)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and bool((one == other).all()))
-
-
-def _without_attacker(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """robustness saves network and normaliser twice: by themselves and as the attacker's."""
-    single = {name: value for name, value in state.items() if "attacker" not in name.split(".")}
-    for name, value in state.items():
-        if name in single:
-            continue
-        other = re.sub(r"\battacker\.normalize\.", "normalizer.", re.sub(r"\battacker\.model\.", "model.", name))
-        # The same name is a buffer of the attack itself.
-        if other != name and not _same(single.setdefault(other, value), value):
-            raise UserError(
-                f"expected {name} and {other} in {where} to be the same, as robustness saves them, but they differ; "
-                "take the one that is meant into a file of its own"
-            )
-    return single
 
 
 def _without_normalisers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[Normalisation, ...]]:
@@ -185,16 +168,20 @@ def written_numbers(values: Tensor) -> tuple[float, ...]:
 def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if "bn1.weight" in weights and "layer1.0.conv1.weight" in weights:
         # A plain residual network: CIFAR-10's repositories say linear and shortcut, torchvision fc and downsample.
-        return {re.sub(r"^linear\.", "fc.", k).replace(".shortcut.", ".downsample."): v for k, v in weights.items()}
-    if "bn1.weight" not in weights and "layer1.0.bn1.weight" in weights:
+        unused, head, shortcut = "-", ("linear", "fc"), ("shortcut", "downsample")
+    elif "bn1.weight" not in weights and "layer1.0.bn1.weight" in weights:
         # Copies that some of RobustBench's files hold of the first layers.
-        weights = {k: v for k, v in weights.items() if not k.startswith("model_preact_hl1.")}
-        return {re.sub(r"^fc\.", "linear.", k).replace(".downsample.", ".shortcut."): v for k, v in weights.items()}
-    if "block1.layer.0.bn1.weight" in weights:
+        unused, head, shortcut = "model_preact_hl1.", ("fc", "linear"), ("downsample", "shortcut")
+    elif "block1.layer.0.bn1.weight" in weights:
         # TRADES' file holds a part that its network never runs.
-        kept = {k: v for k, v in weights.items() if not k.startswith("sub_block1.")}
-        return {re.sub(r"^linear\.", "fc.", k): v for k, v in kept.items()}
-    return weights
+        unused, head, shortcut = "sub_block1.", ("linear", "fc"), ("-", "-")
+    else:
+        return weights
+    return {
+        re.sub(rf"^{head[0]}\.", f"{head[1]}.", name).replace(f".{shortcut[0]}.", f".{shortcut[1]}."): value
+        for name, value in weights.items()
+        if not name.startswith(unused)
+    }
 
 
 @dataclass(frozen=True)
