@@ -26,7 +26,7 @@ import robustsynth as rs
 from robustsynth.fills import fill
 from robustsynth.images import as_tensor, read_image, save_png, to_uint8
 from robustsynth.masks import random_patch_masks
-from robustsynth.models.class_names import matching_class
+from robustsynth.names import matching_class
 from robustsynth.randomness import image_generators
 from robustsynth.resampling import back_project, resample
 from robustsynth.sheet import in_rows, sheet

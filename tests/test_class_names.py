@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustsynth.data import DATASETS
-from robustsynth.models.class_names import matching_class
-from robustsynth.names import name_key, name_position
+from robustsynth.names import matching_class, name_key, name_position
 
 CIFAR10, IMAGENETTE = DATASETS["cifar10"].classes, DATASETS["imagenette"].classes
 RESTRICTED = ("Dog", "Cat", "Frog", "Turtle", "Bird", "Primate", "Fish", "Crab", "Insect")

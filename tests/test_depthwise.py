@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
+from robustsynth.models.folding import fold_and_report, reduce_but_logits, reducible
 from robustsynth.models.layers import DepthwiseConv2d
 from robustsynth.models.networks import build_network
 
@@ -59,7 +59,7 @@ def test_mobilenet_still_folds_whole_and_is_held_in_bfloat16():
     network = build_network("mobilenet-v2", classes=3, width=8).eval()
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     strided = [m for m in network.modules() if isinstance(m, DepthwiseConv2d) and m.stride == (2, 2)]
-    folded, told = fold_and_tell(network)
+    folded, told = fold_and_report(network)
     assert len(strided) == 3
     assert len(told) == norms
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())

@@ -213,7 +213,7 @@ def page_of(folder, **changes) -> str:
         ("MIT", "license: mit\n"),
         ("Apache-2.0", "license: apache-2.0\n"),
         ("not stated", "license: unknown\n"),
-        ("ask us: first", 'license: other\nlicense_name: "ask us: first"\n'),
+        ("ask us: first", "license: other\nlicense_name: 'ask us: first'\n"),
     ],
 )
 def test_the_page_has_a_header_that_the_hub_reads(tiny_folder, licence, header):

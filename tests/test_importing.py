@@ -480,7 +480,7 @@ def test_a_normalisation_inside_and_given(tmp_path):
     [
         ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), "of 255"),
         ((0.5, 0.5, 0.5), (0.0, 0.2, 0.2), "positive std"),
-        ((0.5, 0.5), (0.2, 0.2), "1 or 3 channels"),
+        ((0.5, 0.5), (0.2, 0.2), "each of the 3 channels"),
     ],
 )
 def test_a_normalisation_that_makes_no_sense(tmp_path, mean, std, said):

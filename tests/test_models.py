@@ -14,9 +14,8 @@ from torch import nn
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.files import sha256
 from robustsynth.models import store
-from robustsynth.models.card import ModelCard
+from robustsynth.models.card import SMALL_IMAGE, ModelCard
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.models.networks import ARCHITECTURES, build_network, standard_width
 from robustsynth.models.store import BUNDLED, load_model, model_names, save_model
 

@@ -24,8 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustsynth.errors import UserError
-from robustsynth.models.checkpoints import open_checkpoint
-from robustsynth.models.pickles import RefusedPickleError, StoredArray, read_pickle
+from robustsynth.models.checkpoints import RefusedPickleError, StoredArray, open_checkpoint, read_pickle
 
 
 def read(content: bytes):

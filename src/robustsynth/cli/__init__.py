@@ -29,8 +29,9 @@ class Commands(click.Group):
             return None
         if cmd_name in TASKS and cmd_name != "generate":
             return importlib.import_module("robustsynth.cli.tasks").task_command(TASKS[cmd_name])
-        # No module can be called as the language's own word.
-        return importlib.import_module(f"robustsynth.cli.{'import_' if cmd_name == 'import' else cmd_name}").command
+        if cmd_name in ("import", "publish"):
+            return getattr(importlib.import_module("robustsynth.cli.models"), f"{cmd_name}_command")
+        return importlib.import_module(f"robustsynth.cli.{cmd_name}").command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -44,7 +44,7 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
 
     robustsynth compare cifar10 cifar10-standard --out contrast
     """
-    from robustsynth.cli.describe import describe_model
+    from robustsynth.cli.models import describe_model
     from robustsynth.files import only_writer
     from robustsynth.models.store import load_model
     from robustsynth.run_folder import FIGURE_FILE, RunFolder

@@ -30,7 +30,7 @@ def command(out: str, seed: int, device: str | None) -> None:
     from tqdm import tqdm
 
     from robustsynth.animations import save_animation
-    from robustsynth.cli.describe import describe_model
+    from robustsynth.cli.models import describe_model
     from robustsynth.images import save_png, to_uint8
     from robustsynth.models.store import load_model
     from robustsynth.sheet import class_sheet

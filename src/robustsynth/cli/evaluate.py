@@ -84,7 +84,7 @@ def command(**asked: Any) -> None:
     it is correct clean and after both. APGD is 100 steps on each of two losses, from random starts. An interrupted
     run goes on when the same command is run again. Intervals are of 95 % confidence.
     """
-    from robustsynth.cli.describe import describe_model
+    from robustsynth.cli.models import describe_model
     from robustsynth.cli.workers import one_voice
     from robustsynth.data import load_data
     from robustsynth.models.store import load_model
@@ -167,7 +167,7 @@ def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object])
     """The data's labels as the model numbers its classes."""
     import numpy as np
 
-    from robustsynth.models.class_names import matching_class
+    from robustsynth.names import matching_class
 
     if len(images.classes) != len(model.classes):
         raise UserError(

@@ -181,7 +181,7 @@ class GenerateRun:
             say(text)
 
     def _say(self) -> None:
-        from robustsynth.cli.describe import describe_model
+        from robustsynth.cli.models import describe_model
 
         count = len(self.labels)
         self._tell(describe_model(self.model))

@@ -211,7 +211,7 @@ class ImageRun:
         return self.loaded[1]
 
     def _say(self) -> None:
-        from robustsynth.cli.describe import describe_model
+        from robustsynth.cli.models import describe_model
 
         say(describe_model(self.model))
         preset = self.options["preset"]

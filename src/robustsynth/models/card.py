@@ -12,9 +12,6 @@ from typing import Any
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
 
-SMALL_IMAGE = 64
-"""The largest side, in pixels, that counts as small: it decides networks' stems and presets' rows."""
-
 CARD_FILE = "card.json"
 
 SMALL_IMAGE = 64
@@ -93,7 +90,8 @@ class ModelCard:
         missing = [n for n in needed if n not in values]
         if missing:
             raise UserError(f"expected {', '.join(missing)} in {path}, found only {', '.join(values) or 'nothing'}")
-        _check_types({n: (values[n], str(f.type)) for n, f in known.items() if n in values}, path)
+        # A card of a later version may say more than this version knows of; that must not stop anybody.
+        given = {n: _checked(values[n], str(f.type), f"{n} in {path}") for n, f in known.items() if n in values}
         if not len(values["mean"]) == len(values["std"]) == values["channels"]:
             raise UserError(
                 f"expected a mean and a std for each of {values['channels']} channels in {path}, "
@@ -102,24 +100,18 @@ class ModelCard:
         for name, others in values.get("aliases", {}).items():
             if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
                 raise UserError(f"expected lists of names as aliases in {path}, got {others!r} for {name!r}")
-        # A card of a later version may say more than this version knows of; that must not stop anybody.
-        given: dict[str, Any] = {
-            n: tuple(v) if n in ("classes", "mean", "std") else v for n, v in values.items() if n in known
-        }
         return cls(**given)
 
 
-def _check_types(fields: dict[str, tuple[Any, str]], path: Path) -> None:
-    """Raise a `UserError` where a value is not of the type that its field's annotation says."""
-    plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float)}
-    for name, (value, annotation) in fields.items():
-        if annotation.startswith("tuple"):
-            inner = plain[annotation.removeprefix("tuple[").removesuffix(", ...]")]
-            fits = isinstance(value, list) and all(isinstance(v, inner) for v in value)
-        else:
-            fits = isinstance(value, dict if annotation.startswith("dict") else plain[annotation])
-        if not fits:
-            raise UserError(f"expected {name} in {path} as {annotation}, got {value!r}; restore the file")
+def _checked(value: Any, annotation: str, where: str) -> Any:
+    """A value of the type that its field's annotation says; lists become tuples."""
+    plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict}
+    kind, _, inner = annotation.removesuffix(", ...]").partition("[")
+    if kind == "tuple" and isinstance(value, list) and all(isinstance(v, plain[inner]) for v in value):
+        return tuple(value)
+    if kind == "tuple" or not isinstance(value, plain[kind]):
+        raise UserError(f"expected {where} as {annotation}, got {value!r}; restore the file")
+    return value
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,7 @@ class Measured:
         norm: of the ball, such as ``l2``.
         eps: its radius; 0 where clean.
         share: of the images that were classified correctly, 0 to 1.
-        images: how many were looked at; None where the card does not say.
+        images: their number; None where the card does not say.
         data: what they were.
         how: the attack in words.
     """
@@ -143,6 +135,11 @@ class Measured:
     images: int | None
     data: str
     how: str
+
+    @property
+    def radius(self) -> str:
+        """Norm and radius in words, such as `` at l2 0.5``; empty where clean."""
+        return f" at {self.norm} {self.eps:g}" if self.eps else ""
 
     @property
     def title(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ class Classifier(nn.Module):
         network: the network itself, which takes normalised images.
         classes: the classes' names in the order of the logits.
         image_size: side of the images in pixels; None where any size will do.
-        card: what is known of how it was trained and how good it is; None for a wrapped network.
+        card: how it was trained and how good it is; None for a wrapped network.
         folder: where it was loaded from, which also holds its seeds; None for a wrapped network.
     """
 
@@ -73,8 +74,7 @@ class Classifier(nn.Module):
         """Anybody's network as a `Classifier`, with no conversion.
 
         Args:
-            module: takes normalised images (N, C, H, W), gives logits (N, classes). The representation is its
-                last linear layer's input. It is put into evaluation mode.
+            module: takes normalised images (N, C, H, W), gives logits (N, classes); put into evaluation mode.
             classes: names in the order of the logits, or just their number.
             mean: per channel, in [0, 1] units; subtracted before the network. Zeros where it normalises itself.
             std: per channel; divided by before the network. Ones where it normalises itself.
@@ -116,7 +116,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W) in [0, 1]."""
-        self._check(images)
+        size = self.image_size
+        if images.ndim != 4 or images.shape[1] != self.channels or (size and images.shape[2:] != (size, size)):
+            side = f"{size}, {size}" if size else "H, W"
+            raise UserError(
+                f"expected images (N, {self.channels}, {side}) for model {self.name!r}, got {tuple(images.shape)}"
+            )
         return self.network((images - self.mean) / self.std)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ class Classifier(nn.Module):
             >>> Classifier.wrap(net, classes=2, mean=[0] * 3, std=[1] * 3).features(torch.rand(4, 3, 8, 8)).shape
             torch.Size([4, 7])
         """
-        return representation(self.network, self, images)
+        return linear_runs(self.network, self, images)[-1][1].flatten(1).float()
 
     def frozen(
         self, *, precision: str | None = None, batch_size: int | None = None, images: int | None = None
@@ -210,45 +215,27 @@ class Classifier(nn.Module):
             raise UnknownNameError("class", name, self.classes, f"(model {self.name!r})")
         return position
 
-    def _check(self, images: Tensor) -> None:
-        size = self.image_size
-        fits = images.ndim == 4 and images.shape[1] == self.channels
-        if not fits or (size is not None and images.shape[2:] != (size, size)):
-            side = "H, W" if size is None else f"{size}, {size}"
-            raise UserError(
-                f"expected images (N, {self.channels}, {side}) for model {self.name!r}, got {tuple(images.shape)}"
-            )
 
-
-def linear_runs(network: nn.Module, call: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Tensor]]:
-    """The linear layers of `network` in the order in which they run in ``call(images)``, with what each is given.
-
-    Raises:
-        UserError: there are none.
-    """
-    runs: list[Any] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda layer, inputs: runs.append((layer, inputs[0])))
-        for module in network.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        if hooks:
-            call(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not runs:
+def need_linear(found: object, network: nn.Module) -> None:
+    """Raise a `UserError` unless a linear layer was found, whose input could be the representation."""
+    if not found:
         raise UserError(
             "expected a network whose last layer is linear, to take its input as the representation; "
             f"{type(network).__name__} has no linear layer"
         )
+
+
+def linear_runs(network: nn.Module, call: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Tensor]]:
+    """The linear layers of `network` in the order in which they run in ``call(images)``, with what each is given."""
+    runs: list[Any] = []
+    with contextlib.ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                hook = module.register_forward_pre_hook(lambda layer, inputs: runs.append((layer, inputs[0])))
+                hooks.callback(hook.remove)
+        call(images)
+    need_linear(runs, network)
     return runs
-
-
-def representation(network: nn.Module, call: nn.Module, images: Tensor) -> Tensor:
-    """The input of the linear layer of `network` that runs last while ``call(images)`` runs, (N, D) float32."""
-    return linear_runs(network, call, images)[-1][1].flatten(1).float()
 
 
 class FrozenClassifier(nn.Module):
@@ -295,5 +282,5 @@ class FrozenClassifier(nn.Module):
         return self.network(normalised)
 
     def features(self, images: Tensor) -> Tensor:
-        """The representation R(x), (N, D) float32: what the last linear layer is given."""
-        return representation(self.network, self, images)
+        """The representation R(x), (N, D) float32, as of `Classifier.features`."""
+        return linear_runs(self.network, self, images)[-1][1].flatten(1).float()

@@ -1,7 +1,7 @@
 """Which precision and batch size are fastest here: measured once per model and machine, then remembered.
 
-Support flags do not tell. On some processors bfloat16 is 2.6 to 4 times as fast as float32, on others 4 to 500
-times slower, and libraries claim support on both. So a forward and backward pass is timed.
+On some processors bfloat16 is 2.6 to 4 times as fast as float32, on others 4 to 500 times slower, and libraries claim
+support on both. So a forward and backward pass is timed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,13 +47,9 @@ def machine_name(device: torch.device | None = None) -> str:
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass  # Not Linux: the name from the platform module has to do.
+    with contextlib.suppress(OSError):  # Not Linux: the name from the platform module has to do.
+        named = re.search(r"^model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        name = named[1].strip() if named else name
     return f"{name}, {torch.get_num_threads()} threads"
 
 
@@ -88,15 +85,13 @@ def chosen_execution(
         image_size: side of the images to measure with, in pixels; 32 where None.
         channels: of the images.
         device: to measure on.
-        precision: ``"float32"``, ``"bfloat16"``, or None to measure.
-        batch_size: or None to measure.
-        images: how many there are to be optimised; None for many.
+        precision: as for `Classifier.frozen`; so are `batch_size` and `images`.
     """
     if precision is not None and batch_size is not None:
         return Execution(precision, batch_size, measured=False)
     described = [repr(network), image_size, channels, machine_name(device), processor_kind(), torch.__version__]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
-    known = _remembered(key)
+    file = f"{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]}.json"
+    known = _remembered(file)
     before = json.dumps(known)
     side = image_size or 32
     sizes = batch_sizes(side, device)
@@ -106,7 +101,8 @@ def chosen_execution(
         precision = known["precision"]
     if precision is None:
         # Always on batches of one size, so that it does not depend on the number of images.
-        compared = torch.rand(precision_batch(side), *example.shape[1:], device=device)
+        number = 8 if side <= 64 else 2 if side <= 160 else 1
+        compared = torch.rand(number, *example.shape[1:], device=device)
         precision = known["precision"] = fastest_precision({p: frozen(p) for p in PRECISIONS}, compared)
     if batch_size is None:
         times = {int(n): seconds for n, seconds in known["seconds"].get(precision, {}).items()}
@@ -117,7 +113,7 @@ def chosen_execution(
     # A cache that cannot be written (a full disk, a read-only home) costs a measurement each time, not the images.
     if json.dumps(known) != before:
         with contextlib.suppress(OSError):
-            write_json(cache_folder("execution") / f"{key}.json", known)
+            write_json(cache_folder("execution") / file, known)
     return Execution(precision, batch_size, measured=True)
 
 
@@ -126,11 +122,6 @@ def batch_sizes(image_size: int, device: torch.device) -> Sequence[int]:
     if device.type == "cuda":
         return (1, 4, 16, 32, 64, 128, 256) if image_size <= 64 else (1, 4, 16, 32, 64)
     return (1, 2, 4, 8, 16, 32) if image_size <= 64 else (1, 2, 4, 8, 16) if image_size <= 160 else (1, 2, 4, 8)
-
-
-def precision_batch(image_size: int) -> int:
-    """Images that precisions are compared with."""
-    return 8 if image_size <= 64 else 2 if image_size <= 160 else 1
 
 
 def fastest_precision(candidates: dict[str, nn.Module], images: Tensor) -> str:
@@ -154,10 +145,8 @@ def fastest_precision(candidates: dict[str, nn.Module], images: Tensor) -> str:
 
 
 def seconds_a_batch(network: nn.Module, images: Tensor, sizes: Sequence[int]) -> dict[int, float]:
-    """The least time of a forward and backward pass of a batch of each size.
-
-    The sizes take turns, so that a hiccup of the machine during one of them does not decide. The first turn warms up.
-    """
+    """The least time of a forward and backward pass of a batch of each size."""
+    # The sizes take turns, so that a hiccup of the machine during one of them does not decide. The first turn warms up.
     each = dict.fromkeys(sizes, float("inf"))
     started, turns = time.perf_counter(), 0
     while turns < 2 or (time.perf_counter() - started < BUDGET and turns < 20):
@@ -168,12 +157,8 @@ def seconds_a_batch(network: nn.Module, images: Tensor, sizes: Sequence[int]) ->
 
 
 def best_batch(times: dict[int, float], sizes: Sequence[int], images: int | None) -> int:
-    """The smallest of `sizes` with which all images take the least time, to half a percent, padding included.
-
-    Args:
-        times: of a batch of each size.
-        sizes: candidates, smallest first; where there is one alone, no time is asked for.
-        images: how many there are; None for so many that padding does not count.
+    """The smallest of `sizes` (smallest first) with which all images take the least time, to half a percent, padding
+    included; where `images` is None there are so many that padding does not count.
 
     Example:
         >>> best_batch({1: 1.0, 2: 1.5, 4: 2.0}, [1, 2, 4], 3), best_batch({1: 1.0, 2: 1.5, 4: 2.9}, [1, 2, 4], 5)
@@ -181,8 +166,8 @@ def best_batch(times: dict[int, float], sizes: Sequence[int], images: int | None
     """
     if len(sizes) == 1:
         return sizes[0]
-    whole = {n: times[n] / n if images is None else -(-images // n) * times[n] for n in sizes}
-    return next(n for n in sizes if whole[n] <= 1.005 * min(whole.values()))
+    total = {n: times[n] / n if images is None else -(-images // n) * times[n] for n in sizes}
+    return next(n for n in sizes if total[n] <= 1.005 * min(total.values()))
 
 
 def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:
@@ -205,14 +190,11 @@ def _seconds(network: nn.Module, images: Tensor, budget: float) -> float:
     return min(times)
 
 
-def _remembered(key: str) -> dict[str, Any]:
+def _remembered(file: str) -> dict[str, Any]:
     """The fastest precision and the times of batches by precision that were measured before, if they were."""
-    nothing: dict[str, Any] = {"precision": None, "seconds": {}}
-    try:
-        found = json.loads((cache_folder("execution") / f"{key}.json").read_text(encoding="utf-8"))
-        sound = found["precision"] in (None, *PRECISIONS) and all(
-            int(n) > 0 and seconds > 0 for times in found["seconds"].values() for n, seconds in times.items()
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return nothing
-    return found if sound else nothing
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = json.loads((cache_folder("execution") / file).read_text(encoding="utf-8"))
+        times = [(int(n), each) for seconds in found["seconds"].values() for n, each in seconds.items()]
+        if found["precision"] in (None, *PRECISIONS) and all(n > 0 and each > 0 for n, each in times):
+            return found
+    return {"precision": None, "seconds": {}}

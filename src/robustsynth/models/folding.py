@@ -17,14 +17,12 @@ REDUCIBLE = (
 )  # fmt: skip
 """Layers whose weights and arithmetic may both be reduced to bfloat16; a normalisation's statistics may not."""
 
-
 FOLDABLE = (nn.Conv2d, DepthwiseConv2d, PointwiseConv2d)
 """Convolutions that do what `nn.Conv2d` does; another subclass may do anything with its weights."""
 
 
 class _Tracer(fx.Tracer):
-    """Traces into no layer of ours, as into none of PyTorch's."""
-
+    # Into no layer of ours, as into none of PyTorch's.
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (DepthwiseConv2d, PointwiseConv2d)) or super().is_leaf_module(m, module_qualified_name)
 
@@ -40,16 +38,11 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         >>> bool(torch.allclose(net(x), fold_batch_norm(net)(x), atol=1e-6))
         True
     """
-    return fold_and_tell(network)[0]
+    return fold_and_report(network)[0]
 
 
-def fold_and_tell(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """As `fold_batch_norm`, and which batch norm, by name, was folded into which convolution.
-
-    Example:
-        >>> fold_and_tell(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))[1]
-        {'0': '1'}
-    """
+def fold_and_report(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """As `fold_batch_norm`, and which batch norm was folded into which convolution, such as ``{"0": "1"}``."""
     folded: dict[str, str] = {}
     network = copy.deepcopy(network).eval()
     try:
@@ -96,14 +89,7 @@ def reducible(network: nn.Module) -> bool:
 
 
 def keep_rows_apart(network: nn.Module) -> None:
-    """Make each plain linear layer of a frozen network a `RowLinear`; one with hooks stays as it is.
-
-    Example:
-        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        >>> keep_rows_apart(network)
-        >>> type(network[1]).__name__
-        'RowLinear'
-    """
+    """Make each plain linear layer of a frozen network a `RowLinear`; one with hooks stays as it is."""
     for name, module in list(network.named_modules()):
         if name and type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks):
             network.set_submodule(name, RowLinear.of(module).requires_grad_(False).train(module.training))

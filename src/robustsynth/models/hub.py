@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ MODEL_FILES = (CARD_FILE, "model.safetensors", "seeds.safetensors", "mixtures.sa
 """All that is ever fetched or published of a model, besides a page and images for people."""
 PAGE_FILES = ("README.md", "samples.png")
 
-_LICENCES = {
-    "mit": "mit", "apache-2.0": "apache-2.0", "bsd-3-clause": "bsd-3-clause", "bsd-2-clause": "bsd-2-clause",
-    "cc-by-4.0": "cc-by-4.0", "cc-by-sa-4.0": "cc-by-sa-4.0", "cc-by-nc-4.0": "cc-by-nc-4.0", "cc0-1.0": "cc0-1.0",
-}  # fmt: skip
-"""Licences that the Hub knows, by their names in lower case."""
+_LICENCES = (
+    *("mit", "apache-2.0", "bsd-3-clause", "bsd-2-clause", "cc0-1.0"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
+)
+"""Licences that the Hub knows, in lower case."""
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 
@@ -70,17 +69,8 @@ def fetch_model(text: str) -> Path:
     return folder
 
 
-def publish_folder(folder: Path, to: str, *, private: bool = False, message: str = "A robustsynth model") -> str:
-    """Upload a prepared folder to the Hub; the repository is made if it is missing.
-
-    Args:
-        folder: with the files of `MODEL_FILES` and `PAGE_FILES`; others in it stay at home.
-        to: ``owner/name``.
-        private: whether a repository that is made is private.
-        message: of the commit.
-
-    Returns:
-        The repository's address.
+def publish_folder(folder: Path, to: str, *, private: bool = False) -> str:
+    """Upload the files of `MODEL_FILES` and `PAGE_FILES` in a folder to the Hub; returns the repository's address.
 
     Raises:
         UserError: not logged in, not allowed, or the Hub cannot be reached.
@@ -96,7 +86,7 @@ def publish_folder(folder: Path, to: str, *, private: bool = False, message: str
         api.upload_folder(
             repo_id=name,
             folder_path=str(folder),
-            commit_message=message,
+            commit_message="A robustsynth model",
             allow_patterns=[*MODEL_FILES, *PAGE_FILES],
         )
     except Exception as error:
@@ -110,14 +100,13 @@ def publish_folder(folder: Path, to: str, *, private: bool = False, message: str
 def _unfetched(text: str, error: Exception) -> UserError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if isinstance(error, GatedRepoError):
-        what = "it asks for its terms to be accepted: do so on its page, then `hf auth login`"
-    elif isinstance(error, RevisionNotFoundError):
-        what = "there is no such revision; leave out what stands behind @, or name a branch, a tag or a commit"
-    elif isinstance(error, RepositoryNotFoundError):
-        what = "there is no such model, or it is private; check the name, or `hf auth login`"
-    else:
-        what = "it cannot be reached and there is no copy of it here; check the network and the name, and try again"
+    remedies = {
+        GatedRepoError: "it asks for its terms to be accepted: do so on its page, then `hf auth login`",
+        RevisionNotFoundError: "there is no such revision; leave out the part after @, or name a branch, tag or commit",
+        RepositoryNotFoundError: "there is no such model, or it is private; check the name, or `hf auth login`",
+        Exception: "it cannot be reached and there is no copy of it here; check the network and the name",
+    }
+    what = next(words for kind, words in remedies.items() if isinstance(error, kind))
     return UserError(f"expected a model on the Hugging Face Hub as {text}, but {what} ({_reason(error)})")
 
 
@@ -126,64 +115,52 @@ def _reason(error: Exception) -> str:
 
 
 def model_page(card: ModelCard, *, repository: str, samples: str | None = None) -> str:
-    """A model card in the Hub's form: Markdown with a header that the Hub reads.
+    """The page of a model as ``owner/name`` on the Hub: Markdown with a header that the Hub reads.
 
-    Args:
-        card: our own.
-        repository: ``owner/name``, for the commands that the page shows.
-        samples: an image's file name beside it, if there is one.
+    `samples` is the file name of an image beside it, if there is one.
 
     Example:
         >>> card = ModelCard("cats", "resnet18", 64, 3, 32, ("cat", "dog"), (0.5,) * 3, (0.2,) * 3)
         >>> page = model_page(card, repository="someone/cats")
         >>> page.splitlines()[:3]
-        ['---', 'license: mit', 'library_name: robustsynth']
+        ['---', 'library_name: robustsynth', 'license: mit']
     """
     threat = card.threat_model
     robust = f"trained to withstand {threat['norm']} perturbations of {threat['eps']:g}" if threat.get("eps") else (
         "standard training, not robust" if threat else "what it was trained to withstand is not stated"
     )  # fmt: skip
     image = f"![Samples, a row for each class, not selected]({samples})\n\n" if samples else ""
+    training: dict[str, Any] = {}
+    for key, value in card.training.items():
+        training |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return (
-        f"{_header(card)}\n# {_plain(card.name)}\n\n{_plain(card.description)}\n\n{image}"
+        f"---\n{_header(card)}\n---\n\n# {_plain(card.name)}\n\n{_plain(card.description)}\n\n{image}"
         f"An image classifier ({card.architecture} of width {card.width}, {len(card.classes)} classes at "
         f"{card.image_size}×{card.image_size} pixels; {robust}) to draw with: descending its loss on the image is the "
         "whole method of Santurkar et al., *Image Synthesis with a Single (Robust) Classifier* (NeurIPS 2019).\n\n"
-        f"{_use(repository)}{_accuracies(card)}{_table('Training', _flat(card.training))}{_classes(card)}"
-        f"{_table('Data', card.data)}"
+        f"## Use\n\n    robustsynth generate --model hf://{repository} --out samples\n\n"
+        f'    import robustsynth as rs\n    model = rs.load_model("hf://{repository}")\n\n'
+        "Weights are safetensors and the card is JSON: nothing is executed to load them.\n"
+        f"{_accuracies(card)}{_table('Training', training)}"
+        f"\n## Classes\n\n{', '.join(map(_plain, card.classes))}\n{_table('Data', card.data)}"
         f"\n## Normalisation and licence\n\nInside the model: mean {list(card.mean)}, std {list(card.std)}, of images "
         f"in [0, 1].\n\nLicence of the weights: {_plain(card.licence)}.\n"
     )
 
 
 def _header(card: ModelCard) -> str:
+    from huggingface_hub import ModelCardData
+
     licence = card.licence.strip().lower()
-    known = _LICENCES.get(licence)
-    lines = [f"license: {known or ('unknown' if licence == 'not stated' else 'other')}"]
-    if known is None and licence != "not stated":
-        lines.append(f"license_name: {json.dumps(card.licence, ensure_ascii=False)}")
-    lines += ["library_name: robustsynth", "pipeline_tag: image-classification", "tags:"]
-    tags = [
-        "adversarial-robustness",
-        "image-synthesis",
-        card.architecture,
-        *([card.threat_model["norm"]] if _robust(card) else []),
-    ]
-    lines += [f"- {json.dumps(str(tag), ensure_ascii=False)}" for tag in tags]
-    return "---\n" + "\n".join(lines) + "\n---\n"
-
-
-def _robust(card: ModelCard) -> bool:
-    return bool(card.threat_model.get("eps")) and "norm" in card.threat_model
-
-
-def _use(repository: str) -> str:
-    return (
-        "## Use\n\n"
-        f"    robustsynth generate --model hf://{repository} --out samples\n\n"
-        f'    import robustsynth as rs\n    model = rs.load_model("hf://{repository}")\n\n'
-        "Weights are safetensors and the card is JSON: nothing is executed to load them.\n"
-    )
+    known = licence if licence in _LICENCES else "unknown" if licence == "not stated" else "other"
+    norm = [str(card.threat_model["norm"])] if card.threat_model.get("eps") else []
+    return ModelCardData(
+        license=known,
+        license_name=card.licence if known == "other" else None,
+        library_name="robustsynth",
+        pipeline_tag="image-classification",
+        tags=["adversarial-robustness", "image-synthesis", card.architecture, *norm],
+    ).to_yaml()
 
 
 def _accuracies(card: ModelCard) -> str:
@@ -198,27 +175,11 @@ def _accuracies(card: ModelCard) -> str:
     return "\n".join(lines) + "\n\n" + "; ".join(f"{k}: {_plain(str(v))}" for k, v in how.items()) + "\n"
 
 
-def _classes(card: ModelCard) -> str:
-    return "\n## Classes\n\n" + ", ".join(_plain(name) for name in card.classes) + "\n"
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """One level of nesting as names with dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
-
-
 def _table(title: str, values: dict[str, Any]) -> str:
-    if not values:
-        return ""
     rows = "\n".join(f"| {_plain(str(k))} | {_plain(str(v))} |" for k, v in values.items() if v not in (None, "", []))
-    return f"\n## {title}\n\n| | |\n|---|---|\n{rows}\n"
+    return f"\n## {title}\n\n| | |\n|---|---|\n{rows}\n" if values else ""
 
 
 def _plain(text: str) -> str:
-    """Text that is nothing but text in Markdown: somebody else's card must not bring markup to one's page."""
-    for mark in ("\\", "|", "<", "[", "]", "`", "*", "_"):
-        text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
-    return " ".join(text.split())
+    """Text without any effect in Markdown: somebody else's card must not bring markup to one's page."""
+    return " ".join(re.sub(r"([\\|\[\]`*_])", r"\\\1", text).replace("<", "&lt;").split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,11 +22,7 @@ class DepthwiseConv2d(nn.Conv2d):
     On a processor PyTorch has no fast gradient of a *strided* one in bfloat16: it takes some 15 times as long as in
     float32, which made three layers of MobileNetV2 half of its training (measured: `benchmarks/depthwise.py`,
     docs/log/benchmarks.md). There it is computed in float32 and rounded after; its arithmetic is next to nothing.
-
-    Args:
-        channels: in and out.
-        kernel: its side, odd; it is padded by half of that.
-        stride: in both directions.
+    The side of the kernel is odd; half of it is padded.
 
     Example:
         >>> DepthwiseConv2d(8, kernel=3, stride=2)(torch.zeros(1, 8, 6, 6)).shape
@@ -57,11 +54,6 @@ class PointwiseConv2d(nn.Conv2d):
     channels-last, where there are fewer input channels than a vector has room for: a crash, or silently a wrong
     gradient (oneDNN issue 6035). Here the pixels that a stride leaves out are left out first.
 
-    Args:
-        inputs: channels.
-        outputs: channels.
-        stride: in both directions.
-
     Example:
         >>> PointwiseConv2d(4, 8, 2)(torch.zeros(1, 4, 6, 6)).shape
         torch.Size([1, 8, 3, 3])
@@ -77,26 +69,43 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def pointwise(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    """The convolution of a shortcut, without a bias: PyTorch's own wherever that is safe.
-
-    Example:
-        >>> type(pointwise(64, 128, 2)).__name__, type(pointwise(4, 8, 2)).__name__
-        ('Conv2d', 'PointwiseConv2d')
-    """
+    """The convolution of a shortcut, without a bias: PyTorch's own wherever that is safe."""
     if stride == 1 or inputs >= LEAST_CHANNELS:
         return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
     return PointwiseConv2d(inputs, outputs, stride)
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw the weights of all convolutions for ReLUs behind them (He et al. 2015), by the outputs' number.
+def initialise(network: nn.Module, *, linear_std: float | None = None) -> None:
+    """Draw the weights of all convolutions for ReLUs behind them (He et al. 2015), by the number of outputs.
 
-    Example:
-        >>> initialise(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    With `linear_std` the weights of linear layers are drawn too, with this standard deviation, and all biases are 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, 0.0, linear_std)
+        if linear_std is not None and isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def stages(
+    block: Callable[[int, int, int], nn.Module], inputs: int, outputs: Sequence[int], depths: Sequence[int]
+) -> list[nn.Sequential]:
+    """Stages of `depths` blocks, each made of its channels in and out and its stride: 2 where a later stage begins.
+
+    Example:
+        >>> len(stages(pointwise, 16, (16, 32), (2, 3))[1])
+        3
+    """
+    found: list[nn.Sequential] = []
+    for number, (width, depth) in enumerate(zip(outputs, depths, strict=True)):
+        blocks: list[nn.Module] = []
+        for position in range(depth):
+            blocks.append(block(inputs, width, 2 if number > 0 and position == 0 else 1))
+            inputs = width
+        found.append(nn.Sequential(*blocks))
+    return found
 
 
 class RowLinear(nn.Linear):
@@ -115,7 +124,7 @@ class RowLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
-        """One with the weights of `linear`."""
+        """A layer with the weights of `linear`."""
         made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=linear.weight.dtype)
         made.load_state_dict(linear.state_dict())
         return made.to(linear.weight.device)

@@ -18,32 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustsynth.errors import UserError
-from robustsynth.models.classifier import Classifier, FrozenClassifier, linear_runs
+from robustsynth.models.classifier import Classifier, FrozenClassifier, linear_runs, need_linear
 from robustsynth.models.folding import fold_batch_norm
 
-PASSED_MODULES = (
-    nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d,
-    nn.AdaptiveMaxPool2d,
+RELUS = ((nn.ReLU,), (F.relu, torch.relu), ("relu", "relu_"))
+"""As modules, functions and methods; likewise the following."""
+PASSED = (
+    (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d,
+     nn.AdaptiveMaxPool2d),
+    (torch.flatten, torch.mean, torch.squeeze, F.dropout, F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d,
+     F.adaptive_max_pool2d),
+    ("flatten", "view", "reshape", "squeeze", "mean", "contiguous"),
 )  # fmt: skip
-"""Layers that may stand between the last ReLU and the representation: they have no weights and keep signs."""
-
-PASSED_FUNCTIONS = (
-    torch.flatten, torch.mean, torch.squeeze, F.dropout, F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d,
-    F.adaptive_max_pool2d,
-)  # fmt: skip
-PASSED_METHODS = ("flatten", "view", "reshape", "squeeze", "mean", "contiguous")
-
-
-class _StraightThrough(torch.autograd.Function):
-    """ReLU whose gradient is that of the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return torch.relu(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad
+"""What may stand between the last ReLU and the representation: it has no weights and keeps signs."""
 
 
 def straight_through_relu(x: Tensor) -> Tensor:
@@ -55,7 +42,7 @@ def straight_through_relu(x: Tensor) -> Tensor:
         >>> x.grad.tolist()
         [1.0, 1.0]
     """
-    return _StraightThrough.apply(x)  # pyright: ignore[reportReturnType]
+    return torch.relu(x).detach() + (x - x.detach())
 
 
 class FeatureNetwork(nn.Module):
@@ -71,9 +58,7 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, body: FrozenClassifier, *, hooked: bool, straight_through: bool) -> None:
         super().__init__()
-        self.body = body
-        self.hooked = hooked
-        self.straight_through = straight_through
+        self.body, self.hooked, self.straight_through = body, hooked, straight_through
         self.execution = body.execution
 
     def forward(self, images: Tensor) -> Tensor:
@@ -114,11 +99,7 @@ def feature_network(
         >>> feature_network(model, precision="float32", batch_size=4)(torch.rand(4, 3, 2, 2)).shape
         torch.Size([4, 5])
     """
-    if not any(isinstance(module, nn.Linear) for module in model.network.modules()):
-        raise UserError(
-            "expected a network whose last layer is linear, to take its input as the representation; "
-            f"{type(model.network).__name__} has no linear layer"
-        )
+    need_linear([m for m in model.network.modules() if isinstance(m, nn.Linear)], model.network)
     frozen = model.frozen(precision=precision, batch_size=batch_size)
     known = _built.setdefault(frozen, {})
     if straight_through not in known:
@@ -179,16 +160,14 @@ def _path_from_relu(network: fx.GraphModule, output: fx.Node) -> list[fx.Node]:
     path = [output]
     while isinstance(node := _input(path[0]), fx.Node):
         path.insert(0, node)
-        if _is(node, network, (nn.ReLU,), (F.relu, torch.relu), ("relu", "relu_")):
+        if _is(node, network, *RELUS):
             return path
-        if not _is(node, network, PASSED_MODULES, PASSED_FUNCTIONS, PASSED_METHODS):
+        if not _is(node, network, *PASSED):
             break
     return []
 
 
-def _is(
-    node: fx.Node, network: fx.GraphModule, modules: tuple[type, ...], functions: tuple[Any, ...], methods: tuple
-) -> bool:
+def _is(node: fx.Node, network: fx.GraphModule, modules: tuple[type, ...], functions: tuple, methods: tuple) -> bool:
     if node.op == "call_module":
         layer = network.get_submodule(str(node.target))
         return isinstance(layer, modules) and not layer._forward_hooks and not layer._forward_pre_hooks

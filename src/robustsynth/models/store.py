@@ -1,10 +1,8 @@
-"""Models as folders (``model.safetensors``, ``card.json``, ``seeds.safetensors``): load, save, find and list them.
-
-Nothing is ever loaded by executing it, and a broken model is listed as such.
-"""
+"""Models as folders (``model.safetensors``, ``card.json``, ``seeds.safetensors``): load, save, find and list them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -74,7 +72,9 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
         channels=card.channels,
         image_size=card.image_size,
     )
-    weights = _read_weights(folder / WEIGHTS_FILE, card)
+    _check_file(folder, WEIGHTS_FILE, card)
+    with _undamaged(folder / WEIGHTS_FILE):
+        weights = load_file(folder / WEIGHTS_FILE)
     expected = network.state_dict()
     wrong = [k for k in expected if k not in weights or weights[k].shape != expected[k].shape]
     extra = [k for k in weights if k not in expected]
@@ -98,8 +98,7 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device | None = 
 
 
 def save_model(folder: Path | str, classifier: Classifier, card: ModelCard, *, half: bool = True) -> ModelCard:
-    """Write weights (float16; float32 where not `half`) and card into `folder`; returns the card with the files'
-    SHA-256.
+    """Write weights (float16; float32 where not `half`) and card into `folder`; returns the card with their SHA-256.
 
     The card is written last, so that a folder with a card is complete. A model that is replaced can be loaded at
     every moment: until the new card is there, the old one admits both the old weights and the new.
@@ -170,7 +169,15 @@ def find_model(name_or_path: str | Path) -> Path:
     if path.is_file():
         if path.name == WEIGHTS_FILE:
             return path.parent
-        raise _refusal(path)
+        what = f"the file {path.name}"
+        if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar"):
+            what = f"{path.name}, a pickled checkpoint, which may hold code and is never executed here"
+        raise UserError(
+            f"expected a model folder with card.json and {WEIGHTS_FILE}, got {what}. "
+            f"Convert it with robustsynth import {path} --out FOLDER. Where that does not know the network, in Python: "
+            "build it, load_state_dict(torch.load(file, weights_only=True)), then robustsynth.Classifier.wrap(network, "
+            "classes=…, mean=…, std=…) uses it as it is."
+        )
     if path.suffix or len(path.parts) > 1:
         raise UserError(
             f"expected a model's name or folder, got {str(name_or_path)!r}, which does not exist; "
@@ -192,27 +199,12 @@ def _check_file(folder: Path, name: str, card: ModelCard) -> None:
         )
 
 
-def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
-    _check_file(path.parent, path.name, card)
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError) as error:
         raise UserError(f"expected weights in {path}, but it is damaged ({error}); restore it") from None
-
-
-def _refusal(path: Path) -> UserError:
-    """Why a file that is not a model folder cannot be loaded, and what to do."""
-    convert = (
-        f"Convert it with robustsynth import {path} --out FOLDER. Where that does not know the network, in Python: "
-        "build it, load_state_dict(torch.load(file, weights_only=True)), then robustsynth.Classifier.wrap(network, "
-        "classes=…, mean=…, std=…) uses it as it is"
-    )
-    if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar"):
-        return UserError(
-            f"expected a model folder with card.json and {WEIGHTS_FILE}, got {path.name}, a pickled checkpoint, which "
-            f"may hold code and is never executed here. {convert}."
-        )
-    return UserError(f"expected a model folder with card.json and {WEIGHTS_FILE}, got the file {path.name}. {convert}.")
 
 
 @dataclass(frozen=True)
@@ -220,12 +212,10 @@ class Listed:
     """A model folder, usable or not.
 
     Attributes:
-        names: that `load_model` and ``--model`` take; the shortest use is the first.
+        names: that `load_model` and ``--model`` take; the shortest is the first.
         source: a key of `SOURCES`.
-        folder: where it lies.
         card: None where it cannot be read.
-        accuracies: the card's.
-        parameters: that are trained; 0 where the weights cannot be read.
+        parameters: number of those that are trained; 0 where the weights cannot be read.
         size: bytes of weights, seeds and mixtures together.
         seeds: whether class seeds are there to start from.
         problem: why it cannot be used; None where it can.
@@ -244,13 +234,12 @@ class Listed:
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         shown = ("architecture", "width", "image_size", "channels", "classes", "data", "threat_model", "licence")
-        about: dict[str, Any] = {name: getattr(self.card, name) for name in (*shown, "description") if self.card}
         return {
             "names": list(self.names),
             "source": self.source,
             "folder": str(self.folder),
             "problem": self.problem,
-            **about,
+            **{name: getattr(self.card, name) for name in (*shown, "description") if self.card},
             "accuracies": [vars(row) for row in self.accuracies],
             "parameters": self.parameters,
             "bytes": self.size,
@@ -270,15 +259,21 @@ def list_models() -> list[Listed]:
         ('cifar10', 'cifar10-small')
     """
     names = model_names()
-    found = [_listed(folder, "bundled", _names_of(folder, names)) for folder in _folders(BUNDLED)]
-    found += [_listed(folder, "checkout", _names_of(folder, names)) for folder in _folders(ZOO)]
-    here = Path("zoo")
-    if here.resolve() != ZOO.resolve():
-        found += [_listed(folder, "here", (str(folder),)) for folder in _folders(here)]
-    # Where a name of ours is that of a folder too, the folder goes by a path that is no name.
-    found += [
-        _listed(folder, "own", (f"./{folder}" if str(folder) in names else str(folder),)) for folder in _own_folders()
-    ]
+    found: list[Listed] = []
+    for source, root in (("bundled", BUNDLED), ("checkout", ZOO)):
+        for folder in _folders(root):
+            # A folder whose name means another one, or that has no card, goes by its path.
+            own = sorted((name for name, path in names.items() if path == folder), key=len)
+            found.append(_listed(folder, source, tuple(own) or (str(folder),)))
+    zoo = Path("zoo")
+    if zoo.resolve() != ZOO.resolve():
+        found += [_listed(folder, "here", (str(folder),)) for folder in _folders(zoo)]
+    known = {BUNDLED.resolve(), ZOO.resolve(), zoo.resolve()}
+    cards = sorted([*Path().glob(f"[!.]*/{CARD_FILE}"), *Path().glob(f"[!.]*/[!.]*/{CARD_FILE}")])
+    for folder in (card.parent for card in cards):
+        if folder.resolve().parent not in known and not _of_others(folder):
+            # Where a name of ours is that of a folder too, the folder goes by a path that is no name.
+            found.append(_listed(folder, "own", (f"./{folder}" if str(folder) in names else str(folder),)))
     return found + [_listed(folder, "hub", (name,)) for name, folder in sorted(_hub_folders())]
 
 
@@ -301,12 +296,6 @@ def find_listed(name_or_path: str | Path) -> Listed:
     return found
 
 
-def _names_of(folder: Path, names: dict[str, Path]) -> tuple[str, ...]:
-    """The names that mean this folder; its path where another folder has its name, or where it has no card."""
-    own = [name for name, path in names.items() if path == folder]
-    return tuple(sorted(own, key=len)) or (str(folder),)
-
-
 def _folders(root: Path) -> list[Path]:
     """Those with any file of a model in them: one without a card is a broken model, not nothing."""
     if not root.is_dir():
@@ -315,37 +304,24 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in inside if any(os.path.lexists(path / name) for name in MODEL_FILES)]
 
 
-def _own_folders() -> list[Path]:
-    """Folders with a card of ours in the current folder, two levels deep, but those of ``zoo/``."""
-    cards = sorted([*Path().glob(f"[!.]*/{CARD_FILE}"), *Path().glob(f"[!.]*/[!.]*/{CARD_FILE}")])
-    known = {BUNDLED.resolve(), ZOO.resolve(), Path("zoo").resolve()}
-    return [card.parent for card in cards if card.parent.resolve().parent not in known and not _of_others(card.parent)]
-
-
 def _hub_folders() -> Iterator[tuple[str, Path]]:
     """Names and folders in the Hub's own cache, which other libraries share: only those with a card of ours."""
     from huggingface_hub import constants
 
     for repository in Path(constants.HF_HUB_CACHE).glob("models--*--*"):
         name = repository.name.removeprefix("models--").replace("--", "/", 1)
-        references = {path.read_text(encoding="utf-8").strip(): path for path in _files_below(repository / "refs")}
+        # Of several names of one revision the branch ``main`` comes last, and counts.
+        files = sorted((path.name == "main", path) for path in (repository / "refs").rglob("*") if path.is_file())
+        references = {path.read_text(encoding="utf-8").strip(): path for _, path in files}
         for snapshot in sorted((repository / "snapshots").glob("*")):
             revision = snapshot.name
             if revision in references:
                 revision = references[revision].relative_to(repository / "refs").as_posix()
             full = f"{HUB_PREFIX}{name}" + ("" if revision == "main" else f"@{revision}")
-            try:
+            with contextlib.suppress(UserError):
                 hub_name(full)
-            except UserError:
-                continue
-            if os.path.lexists(snapshot / CARD_FILE) and not _of_others(snapshot):
-                yield full, snapshot
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Reversed, so that of several names of one revision the branch ``main`` is not hidden by a later one."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(paths, key=lambda path: (path.name == "main", path.as_posix()))
+                if os.path.lexists(snapshot / CARD_FILE) and not _of_others(snapshot):
+                    yield full, snapshot
 
 
 def _of_others(folder: Path) -> bool:
@@ -367,27 +343,13 @@ def _listed(folder: Path, source: str, names: tuple[str, ...]) -> Listed:
         accuracies = measured(card)
     except (UserError, OSError) as error:
         problem = str(error)
-    sizes = [path.stat().st_size for path in folder.glob("[!.]*.safetensors") if path.exists()]
-    return Listed(
-        names,
-        source,
-        folder,
-        card,
-        tuple(accuracies),
-        parameters,
-        sum(sizes),
-        (folder / "seeds.safetensors").exists(),
-        problem,
-    )
+    size = sum(path.stat().st_size for path in folder.glob("[!.]*.safetensors") if path.exists())
+    seeds = (folder / "seeds.safetensors").exists()
+    return Listed(names, source, folder, card, tuple(accuracies), parameters, size, seeds, problem)
 
 
 def _check_files(folder: Path, card: ModelCard) -> int:
-    """How many trained parameters the weights have.
-
-    Raises:
-        UserError: what `load_model` would refuse for a network that is not known, or for files that are missing,
-            damaged, or not those of the card.
-    """
+    """How many trained parameters the weights have; raises what `load_model` would for the network or the files."""
     if card.architecture not in ARCHITECTURES:
         raise UserError(
             f"expected an architecture of {', '.join(ARCHITECTURES)}, got {card.architecture!r}; a later version of "
@@ -396,11 +358,6 @@ def _check_files(folder: Path, card: ModelCard) -> int:
     for name in MODEL_FILES:
         if name == WEIGHTS_FILE or (name.endswith(".safetensors") and (folder / name).exists()):
             _check_file(folder, name, card)
-    try:
-        with safe_open(folder / WEIGHTS_FILE, "np") as weights:
-            trained = [key for key in weights.keys() if not key.endswith(STATISTICS)]  # noqa: SIM118
-            return sum(math.prod(weights.get_slice(key).get_shape()) for key in trained)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"expected weights in {folder / WEIGHTS_FILE}, but it is damaged ({error}); restore it"
-        ) from None
+    with _undamaged(folder / WEIGHTS_FILE), safe_open(folder / WEIGHTS_FILE, "np") as weights:
+        trained = [key for key in weights.keys() if not key.endswith(STATISTICS)]  # noqa: SIM118
+        return sum(math.prod(weights.get_slice(key).get_shape()) for key in trained)

@@ -22,10 +22,9 @@ from robustsynth.files import sha256
 from robustsynth.images import LoadedImage, as_images
 from robustsynth.loop import Objective, Problem, check_images
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
-from robustsynth.models.class_names import matching_class
 from robustsynth.models.classifier import Classifier, FrozenClassifier
 from robustsynth.models.execution import Execution
-from robustsynth.names import name_key
+from robustsynth.names import matching_class, name_key
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
 from robustsynth.solver import Progress, Stated, solve

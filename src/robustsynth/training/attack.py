@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustsynth.constraints import ball
 from robustsynth.loop import Problem, pgd
-from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
+from robustsynth.models.folding import fold_and_report, reduce_but_logits, reducible
 from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import normal
 from robustsynth.training.settings import TrainSettings
@@ -246,7 +246,7 @@ class AttackNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, precision: str) -> None:
         super().__init__()
-        frozen, self._norms = fold_and_tell(network)
+        frozen, self._norms = fold_and_report(network)
         self.folds = bool(self._norms)
         frozen = frozen.requires_grad_(False).eval()
         self.reduced = precision == "bfloat16"

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
-from robustsynth.models.layers import DepthwiseConv2d
+from robustsynth.models.layers import DepthwiseConv2d, initialise
 
 STANDARD_WIDTH = 32
 """Channels of the first convolution at width multiplier 1."""
@@ -58,16 +57,12 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(nn.Sequential):
     """MobileNetV2: normalised images (N, C, H, W) in, logits (N, classes) out.
 
-    Args:
-        classes: number of logits.
-        width: channels of the first convolution; 32 is standard, and width / 32 is the paper's width multiplier. The
-            other channels are rounded to multiples of 8 as torchvision does it, so that 16, 24, 32 and 48 are its
-            multipliers 0.5, 0.75, 1 and 1.5. The last convolution never has fewer than 1280.
-        channels: channels of the images.
-        image_size: side of the images in pixels, which chooses the first strides.
+    `width` / 32 is the paper's width multiplier. Channels but the first are rounded to multiples of 8 as torchvision
+    does it, so that 16, 24, 32 and 48 are its multipliers 0.5, 0.75, 1 and 1.5. The last convolution has at least 1280.
+    `image_size` chooses the first strides.
 
     Example:
         >>> MobileNetV2(classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -89,17 +84,9 @@ class MobileNetV2(nn.Module):
         last = divisible_by_8(LAST * max(1.0, multiplier))
         layers.append(_activated(nn.Conv2d(inputs, last, 1, bias=False), ClippedReLU()))
         self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        initialise(self, linear_std=0.01)
 
 
 def divisible_by_8(channels: float) -> int:

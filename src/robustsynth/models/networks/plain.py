@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import initialise
 
 WIDENING = (1, 2, 4, 8, 8)
 """Channels of the five stages, in base widths."""
 
 
-class VGG(nn.Module):
+class VGG(nn.Sequential):
     """A VGG network with batch norm: normalised images (N, C, H, W) in, logits (N, classes) out.
 
     Args:
         depths: convolutions in each of the five stages; (2, 2, 2, 2, 2) is VGG-13.
-        classes: number of logits.
-        width: channels of the first stage; 64 is standard. The hidden layers of the large form have 64 times as many.
-        channels: channels of the images.
-        image_size: side of the images in pixels, which chooses the head.
+        width: channels of the first stage. The hidden layers of the large form have 64 times as many.
 
     Example:
         >>> VGG([1, 1, 2, 2, 2], classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape
@@ -52,18 +49,9 @@ class VGG(nn.Module):
             layers.append(nn.MaxPool2d(2, 2, ceil_mode=small))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1 if small else 7)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Linear(inputs, classes) if small else _large_head(inputs * 49, 64 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        initialise(self, linear_std=0.01)
 
 
 def _large_head(inputs: int, hidden: int, classes: int) -> nn.Sequential:
@@ -78,16 +66,11 @@ def _large_head(inputs: int, hidden: int, classes: int) -> nn.Sequential:
     )
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(nn.Sequential):
     """Two 5×5 convolutions with max-pooling, one hidden layer: (N, C, H, W) in, logits (N, classes) out.
 
-    The shape of Madry et al. 2018's MNIST network.
-
-    Args:
-        classes: number of logits.
-        width: channels of the first convolution; the second has twice, the hidden layer eight times as many.
-        channels: channels of the images.
-        image_size: side of the images in pixels, a multiple of 4.
+    The shape of Madry et al. 2018's MNIST network. The second convolution has twice as many channels as the first,
+    the hidden layer eight times as many. The side of the images is a multiple of 4.
 
     Example:
         >>> SmallCNN(classes=10, width=4)(torch.zeros(2, 1, 28, 28)).shape
@@ -96,14 +79,12 @@ class SmallCNN(nn.Module):
 
     def __init__(self, *, classes: int, width: int = 32, channels: int = 1, image_size: int = 28) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 5, padding=2)
-        self.conv2 = nn.Conv2d(width, 2 * width, 5, padding=2)
-        self.pool = nn.MaxPool2d(2)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc1 = nn.Linear(2 * width * (image_size // 4) ** 2, 8 * width)
+        self.conv1, self.relu1, self.pool1 = _convolution(channels, width)
+        self.conv2, self.relu2, self.pool2 = _convolution(width, 2 * width)
+        self.flatten = nn.Flatten()
+        self.fc1, self.relu3 = nn.Linear(2 * width * (image_size // 4) ** 2, 8 * width), nn.ReLU(inplace=True)
         self.fc = nn.Linear(8 * width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.conv1(x)))
-        x = self.pool(self.relu(self.conv2(x)))
-        return self.fc(self.relu(self.fc1(torch.flatten(x, 1))))
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return nn.Conv2d(inputs, outputs, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from robustsynth.models.card import SMALL_IMAGE
-from robustsynth.models.layers import initialise, pointwise
+from robustsynth.models.layers import initialise, pointwise, stages
 
 
 class BasicBlock(nn.Module):
@@ -72,16 +71,12 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Sequential):
     """A residual network: normalised images (N, C, H, W) in, logits (N, classes) out.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
         depths: blocks in each of the four stages.
-        classes: number of logits.
-        width: channels of the first stage; 64 is standard.
-        channels: channels of the images.
-        image_size: side of the images in pixels, which chooses the stem.
         even: shrink by average pooling, so that every pixel counts alike.
         widening: how many times as wide as usual the 3×3 convolutions of a `Bottleneck` are (Zagoruyko and Komodakis
             2016; torchvision's wide_resnet50_2 has 2).
@@ -120,24 +115,16 @@ class ResNet(nn.Module):
         inner: dict[str, int] = {}
         if block is Bottleneck:
             inner = {"widening": widening, "groups": max(1, widening * width // 4) if grouped else 1}
-        stages: list[nn.Sequential] = []
-        inputs = width
-        for stage, depth in enumerate(depths):
-            blocks: list[nn.Module] = []
-            for position in range(depth):
-                blocks.append(block(inputs, width * 2**stage, 2 if stage > 0 and position == 0 else 1, even, **inner))
-                inputs = width * 2**stage * block.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inputs, classes)
+        outputs = [width * 2**stage * block.expansion for stage in range(4)]
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages(
+            lambda inputs, outputs, stride: block(inputs, outputs // block.expansion, stride, even, **inner),
+            width,
+            outputs,
+            depths,
+        )
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.fc = nn.Linear(outputs[-1], classes)
         initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
