@@ -85,6 +85,7 @@ def test_what_people_draw(name, tmp_path):
     assert found.equal(BOXED)
     assert load_mask(path, (HEIGHT, WIDTH), invert=True).equal(1 - BOXED)
     assert load_mask(path).equal(BOXED)
+    assert load_mask(images.read_image(path)).equal(BOXED)
 
 
 def test_of_two_tones_the_brighter_is_filled_whichever_is_the_larger_part(tmp_path):
