@@ -31,7 +31,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", 
 LARGEST = 64_000_000
 """Pixels of the largest image that is decoded, as many as full-frame cameras have. It takes about a gigabyte."""
 
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -139,9 +138,6 @@ def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Te
         torch.Size([1, 3, 4, 6])
         >>> [image.shape[1] for image in as_images([torch.rand(3, 4, 4), Image.new("L", (8, 8))])]
         [4, 8]
-        >>> as_images(torch.full((3, 2, 2), 255.0))
-        Traceback (most recent call last):
-        robustsynth.errors.UserError: expected images with values in [0, 1], got [255, 255]; divide 8-bit images by 255
     """
     if isinstance(images, Path | str | Image.Image):
         return load_image(images, channels=channels)[None]
@@ -206,20 +202,13 @@ def image_files(folder: Path | str) -> list[Path]:
     found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
     if not found:
         others = Counter(p.suffix.lower() or "no ending" for p in files).most_common(3)
-        there = ", ".join(f"{count} of {end}" for end, count in others)
-        raise UserError(
-            f"expected images ({', '.join(SUFFIXES)}) in {folder}, found none" + (f" but {there}" if there else "")
-        )
+        but = " but " + ", ".join(f"{count} of {end}" for end, count in others) if others else ""
+        raise UserError(f"expected images ({', '.join(SUFFIXES)}) in {folder}, found none{but}")
     return found
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, C), rounded to nearest.
-
-    Example:
-        >>> to_uint8(torch.tensor([[[[0.0, 0.5, 1.0]]]])).ravel().tolist()
-        [0, 128, 255]
-    """
+    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, C), rounded to nearest."""
     scaled = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -362,9 +351,10 @@ def fault_of(error: Exception, content: Path | bytes) -> tuple[str, str]:
         return "an empty file", "fetch it again"
     if isinstance(error, Image.UnidentifiedImageError):
         # Pillow's own text for bytes that it does not know only names a buffer in memory.
-        known = (fault for start, *fault in _NO_IMAGES if re.match(start, head, re.DOTALL | re.IGNORECASE))
-        reason, remedy = next(known, ("no format that Pillow knows", "save it as PNG or JPEG"))
-        return reason, remedy
+        for start, reason, remedy in _NO_IMAGES:
+            if re.match(start, head, re.DOTALL | re.IGNORECASE):
+                return reason, remedy
+        return "no format that Pillow knows", "save it as PNG or JPEG"
     if re.search("truncated|end of file", str(error), re.IGNORECASE):
         return "a truncated file", "fetch it again"
     if isinstance(error, ValueError):
@@ -379,7 +369,7 @@ def fault_of(error: Exception, content: Path | bytes) -> tuple[str, str]:
 
 def is_grey(image: Image.Image) -> bool:
     """Whether an image's mode has grey values alone."""
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
+    return Image.getmodebase(image.mode) == "L"
 
 
 def plain_pixels(image: Image.Image, *, channels: int, size: int | None = None) -> np.ndarray:
@@ -429,16 +419,15 @@ def _frames(image: Image.Image) -> int:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a channel, some of which Pillow itself drops as it decodes."""
-    tiles = getattr(image, "tile", None) or []
-    return image.mode == "I" or image.mode.startswith("I;16") or any(";16" in str(tile) for tile in tiles)
+    """Whether the file has 16 bits a channel, some of which Pillow drops as it decodes."""
+    return image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", None) or [])
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits (Pillow's own conversion clips at 255 instead)."""
     if image.mode == "F":
         raise ValueError("floating-point values, which have no fixed range (save it with 8 or 16 bits)")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
+    if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
@@ -455,12 +444,9 @@ def _rgba(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    width, height = image.size
-    shorter = min(width, height)
-    # Whole pixels: a crop by half a pixel would blur an image that needs no resizing.
-    left, top = (width - shorter) // 2, (height - shorter) // 2
+    shorter = min(image.size)
+    # By whole pixels: a crop by half a pixel would blur an image that needs no resizing.
+    left, top = ((length - shorter) // 2 for length in image.size)
     # Cropped first: `resize(box=…, reducing_gap=…)` would mix in pixels from outside the box.
     square = image.crop((left, top, left + shorter, top + shorter))
     if shorter == side:

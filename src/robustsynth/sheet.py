@@ -190,7 +190,7 @@ def class_sheet(names: Sequence[str], image: Callable[[int], np.ndarray | None],
 
 
 def in_rows(images: Any, columns: int) -> list[Any]:
-    """A list in rows of `columns`."""
+    """A list, or an array, in rows of `columns`."""
     return [images[start : start + columns] for start in range(0, len(images), columns)]
 
 
@@ -277,12 +277,9 @@ def fitted(image: np.ndarray, cell: int = LARGEST_CELL) -> np.ndarray:
     """
     pixels = to_pil(image).convert("RGB")
     scale = cell / max(pixels.size)
-    if scale >= 1:
-        size, method = (pixels.width * int(scale), pixels.height * int(scale)), Image.Resampling.NEAREST
-    else:
-        size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
-        method = Image.Resampling.LANCZOS
-    return np.asarray(pixels.resize(size, method))
+    scale, method = (int(scale), Image.Resampling.NEAREST) if scale >= 1 else (scale, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in pixels.size)
+    return np.asarray(pixels.resize((width, height), method))
 
 
 def _pixels_of(images: Any) -> list[np.ndarray]:
@@ -344,12 +341,7 @@ class _Text:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = sorted(enumerate(classes), key=lambda each: -len(each[1]))
-        self.changed = False
-
-    @property
-    def note(self) -> str:
-        said = "No font that is installed here has all letters: some names are without accents or by class number."
-        return said if self.changed else ""
+        self.note = ""
 
     def block(self, text: str, size: int, width: float, *, most: int | None = None, centred: bool = False) -> _Block:
         """Text in lines that fit `width`. Where there are more than `most`, the last ends in an ellipsis."""
@@ -365,7 +357,7 @@ class _Text:
         """The text in letters that a font has: class names as numbers, letters without accents, at worst as "?"."""
         if _font_for(text) is not None:
             return text
-        self.changed = True
+        self.note = "No font that is installed here has all letters: some names are without accents or by class number."
         for index, name in self.classes:
             if name in text and _font_for(_transliterated(name)) is None:
                 text = text.replace(name, f"class {index}")
@@ -387,12 +379,7 @@ def _label(text: _Text, label: str | Sequence[str], height: int) -> list[_Block]
 
 
 def _transliterated(text: str) -> str:
-    """Without accents and ligatures.
-
-    Example:
-        >>> _transliterated("Straßenkäfer ×2 → ε")
-        'Strassenkafer x2 -> eps'
-    """
+    """Without accents and ligatures."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_PLAIN))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 

@@ -148,7 +148,7 @@ class Shifted:
 
 
 def shift_of(index: int, most: int) -> tuple[int, int]:
-    """The shift of call `index`, up to `most` pixels to either side, evenly spread over the calls (Roberts' R2 sequence).
+    """The shift of call `index`, up to `most` pixels to either side, spread evenly over calls (Roberts' R2 sequence).
 
     Example:
         >>> [shift_of(i, 2) for i in range(3)]
