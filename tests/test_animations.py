@@ -1,12 +1,14 @@
-"""Animations: GIF and MP4 files, and frames collected from a run."""
+"""Animations: GIF and MP4 files, and which steps they show."""
 
 from __future__ import annotations
 
 import builtins
 import os
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from robustsynth import animations
-from robustsynth.animations import Recorder, check_animation, save_animation
-from robustsynth.constraints import L2Ball
+from robustsynth.animations import check_animation, save_animation
+from robustsynth.cli.progress import FRAMES, Animations
 from robustsynth.errors import UserError
-from robustsynth.images import to_pil, to_uint8
-from robustsynth.loop import Problem, pgd_steps
+from robustsynth.images import to_pil
 from robustsynth.sheet import MARGIN, sheet
 
 av = pytest.importorskip("av")
@@ -223,70 +224,26 @@ def test_without_av_the_way_out_is_said_before_and_after(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.gif"]
 
 
-# Recording
+# Which steps are shown
 
 
-def numbered(index: int) -> torch.Tensor:
-    """An image of one pixel, in which the byte is the index."""
-    return torch.full((1, 1, 1), index / 255)
-
-
-def bytes_of(frames: list[np.ndarray]) -> list[int]:
-    return [int(frame.ravel()[0]) for frame in frames]
-
-
-@given(steps=st.integers(0, 250), most=st.integers(2, 70), reached=st.integers(0, 250))
-def test_frames_are_even_and_the_first_and_last_among_them(steps, most, reached):
-    recorder = Recorder(steps, frames=most)
-    reached = min(reached, steps)
-    for index in range(reached + 1):
-        recorder.add(index, numbered(index))
-    found = bytes_of(recorder.frames())
-    assert (found[0], found[-1]) == (0, reached)
-    assert len(found) <= most
-    assert found == sorted(set(found))
-    if reached == steps:
-        assert len(found) == min(most, steps + 1)
+@given(steps=st.integers(0, 250), runs=st.integers(1, 2), reached=st.integers(0, 500))
+def test_frames_are_even_and_the_first_and_last_among_them(steps, runs, reached):
+    total = steps * runs
+    reached = min(reached, total)
+    recorded, written = Animations("gif"), {}
+    for taken in range(reached + 1):
+        progress = SimpleNamespace(
+            indices=[0], steps=steps, runs=runs, taken=taken, previews=torch.full((1, 1, 1, 1), taken / 255)
+        )
+        recorded.add(progress)  # pyright: ignore[reportArgumentType]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(animations, "save_animation", lambda path, frames: written.update({path.name: frames}))
+        recorded.write(Path(folder), {0: "a"}, progress)  # pyright: ignore[reportArgumentType]
+    found = [int(frame.ravel()[0]) for frame in written["a.gif"]]
+    assert len(found) <= FRAMES
+    assert (found[0], found[-1]) == (0, min(reached, 255))
+    if reached == total < 256:
+        assert len(found) == min(FRAMES, total + 1)
         gaps = np.diff(found)
         assert not len(gaps) or gaps.max() - gaps.min() <= 1
-
-
-def test_a_recorder_follows_a_run():
-    start = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    recorders = [Recorder(steps=20, frames=4) for _ in start]
-    images = start
-    for step in pgd_steps(Problem(start, lambda x: x.sum((1, 2, 3)), L2Ball(2.0)), step_size=0.1, steps=20):
-        images = step.images
-        for recorder, image in zip(recorders, images, strict=True):
-            recorder.add(step.index, image)
-    for place, recorder in enumerate(recorders):
-        frames = recorder.frames()
-        assert len(frames) == 4
-        assert np.array_equal(frames[0], to_uint8(start)[place])
-        assert np.array_equal(frames[-1], to_uint8(images)[place])
-
-
-def test_a_run_that_stops_early_ends_as_it_was():
-    recorder = Recorder(steps=10, frames=3)
-    for index in range(8):
-        recorder.add(index, numbered(index + 100))
-    assert bytes_of(recorder.frames()) == [100, 105, 107]
-
-
-def test_what_was_added_again_is_replaced():
-    recorder = Recorder(steps=4)
-    for index in (0, 1, 2, 3, 4, 4):
-        recorder.add(index, numbered(index))
-    recorder.add(4, numbered(99))  # the best, say, in place of the last
-    assert bytes_of(recorder.frames()) == [0, 1, 2, 3, 99]
-
-
-def test_nothing_recorded_is_no_frame():
-    recorder = Recorder(steps=5)
-    assert recorder.frames() == []
-
-
-@pytest.mark.parametrize("values", [{"steps": -1}, {"steps": 3, "frames": 1}])
-def test_a_recorder_of_nothing_is_refused(values):
-    with pytest.raises(UserError, match="expected 0 or more steps"):
-        Recorder(**values)

@@ -19,8 +19,8 @@ from robustsynth.cli import main
 from robustsynth.cli.generate import command as generate_command
 from robustsynth.cli.options import parse_classes
 from robustsynth.errors import UserError
+from robustsynth.files import read_preset
 from robustsynth.images import read_image
-from robustsynth.presets import read_preset
 from robustsynth.run_folder import NpzSamples, PngSamples
 from robustsynth.tasks.generate import GenerateSettings
 from robustsynth.tasks.settings import preset_names

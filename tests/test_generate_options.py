@@ -26,7 +26,7 @@ from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.store import load_model
-from robustsynth.objectives import CrossEntropy, Ensemble, MixedCrossEntropy
+from robustsynth.objectives import CrossEntropy, Ensemble
 from robustsynth.randomness import image_generators
 from robustsynth.seeds import (
     MIXTURES_FILE,
@@ -270,7 +270,7 @@ def test_a_mix_is_its_recipe(tiny, tiny_folder):
     seeds = ClassSeeds.load(tiny_folder)
     start = rs.sample_seeds(seeds, "multivariate", torch.tensor([0, 1, 2]), image_generators(3, range(3)))
     frozen = tiny.frozen(precision="float32", batch_size=3)
-    problem = rs.Problem(start, MixedCrossEntropy(frozen, MIXES), L2Ball(1.5))
+    problem = rs.Problem(start, CrossEntropy(frozen, MIXES), L2Ball(1.5))
     assert torch.equal(got, rs.pgd(problem, step_size=0.3, steps=4))
 
 

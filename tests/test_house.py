@@ -19,7 +19,7 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "names", "presets", "rendezvous"},
+    {"errors", "files", "names", "rendezvous"},
     {"processes", "memory", "randomness", "resampling"},
     {"constraints", "loop"},
     {"images", "animations"},

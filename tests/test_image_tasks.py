@@ -14,10 +14,10 @@ from torch import Tensor
 import robustsynth as rs
 from robustsynth.constraints import Box, Consistent, Inside, L2Ball
 from robustsynth.errors import UserError
+from robustsynth.files import read_preset
 from robustsynth.fills import fill
 from robustsynth.images import save_png
 from robustsynth.loop import NonFiniteError
-from robustsynth.presets import read_preset
 from robustsynth.resampling import blurred, resample
 from robustsynth.tasks.call import Call
 from robustsynth.tasks.settings import CONDITIONS, StepSettings, preset_names, resolve_settings

@@ -23,7 +23,7 @@ CONSTRAINTS = {
 }
 
 
-def pictures(count: int, seed: int, size: int = 4) -> Tensor:
+def random_images(count: int, seed: int, size: int = 4) -> Tensor:
     return torch.rand(count, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -89,7 +89,7 @@ def best_of(iterates: list[tuple[Tensor, Tensor]]) -> Tensor:
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("constraint", CONSTRAINTS.values(), ids=CONSTRAINTS)
 def test_each_step_is_the_formulas(constraint, objective, own_center):
-    start, center = pictures(5, 0), pictures(5, 1) if own_center else None
+    start, center = random_images(5, 0), random_images(5, 1) if own_center else None
     problem = Problem(start, objective, constraint, center)
     expected = transcribed(start, start if center is None else center, objective, constraint, LENGTHS.__getitem__, 8)
     got = list(pgd_steps(problem, step_size=LENGTHS.__getitem__, steps=8))
@@ -106,7 +106,7 @@ def test_each_step_is_the_formulas(constraint, objective, own_center):
 
 def test_the_best_iterate_is_not_always_the_last():
     """Otherwise the comparison above would not tell best from last."""
-    start = pictures(5, 0)
+    start = random_images(5, 0)
     iterates = transcribed(start, start, waves, L2Ball(0.8), LENGTHS.__getitem__, 8)
     losses = torch.stack([loss for _, loss in iterates])
     assert bool((losses.argmin(0) < 8).any())
@@ -121,7 +121,7 @@ def test_the_best_iterate_is_not_always_the_last():
     kind=st.sampled_from([L2Ball, LinfBall]),
 )
 def test_results_are_allowed_and_no_worse_than_the_start(seed, eps, length, steps, kind):
-    start = pictures(3, seed)
+    start = random_images(3, seed)
     result = pgd(Problem(start, waves, kind(eps)), step_size=length, steps=steps)
     assert float(result.min()) >= 0
     assert float(result.max()) <= 1
@@ -133,7 +133,7 @@ def test_results_are_allowed_and_no_worse_than_the_start(seed, eps, length, step
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS.values(), ids=CONSTRAINTS)
 def test_an_image_does_not_depend_on_its_company(constraint):
-    start = pictures(6, 5)
+    start = random_images(6, 5)
     together = pgd(Problem(start, waves, constraint), step_size=0.2, steps=7)
     for i in range(6):
         alone = pgd(Problem(start[i : i + 1], waves, constraint), step_size=0.2, steps=7)
@@ -142,7 +142,7 @@ def test_an_image_does_not_depend_on_its_company(constraint):
 
 def test_a_loss_is_summed_not_averaged_whatever_its_size():
     """A mean would divide the gradient by the batch; the 1e-10 then shows for gradients this small."""
-    start = pictures(8, 5)
+    start = random_images(8, 5)
 
     def faint(x):
         return 1e-11 * x.sum((1, 2, 3))
@@ -161,7 +161,7 @@ def test_passes_over_the_network(steps, score_last):
         forward.append(x.requires_grad)
         return waves(x)
 
-    problem = Problem(pictures(2, 0), counted, L2Ball(1.0))
+    problem = Problem(random_images(2, 0), counted, L2Ball(1.0))
     got = list(pgd_steps(problem, step_size=0.1, steps=steps, score_last=score_last))
     assert len(got) == steps + 1
     # One forward and one backward pass a step, and one forward pass alone for x_T.
@@ -170,19 +170,19 @@ def test_passes_over_the_network(steps, score_last):
 
 
 def test_no_steps_give_the_projected_start():
-    start, center = pictures(2, 0), pictures(2, 1)
+    start, center = random_images(2, 0), random_images(2, 1)
     result = pgd(Problem(start, waves, L2Ball(0.5), center), step_size=0.1, steps=0)
     assert torch.equal(result, L2Ball(0.5).project(start, center))
 
 
 def test_iterates_are_not_changed_afterwards():
-    start = pictures(2, 0)
+    start = random_images(2, 0)
     kept, copies = [], []
     for step in pgd_steps(Problem(start, waves, L2Ball(1.0)), step_size=0.3, steps=5):
         kept.append(step.images)
         copies.append(step.images.clone())
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
-    assert torch.equal(start, pictures(2, 0))
+    assert torch.equal(start, random_images(2, 0))
 
 
 def test_on_step_stops_early():
@@ -192,7 +192,7 @@ def test_on_step_stops_early():
         seen.append(step)
         return step.index < 2
 
-    problem = Problem(pictures(3, 0), waves, L2Ball(1.0))
+    problem = Problem(random_images(3, 0), waves, L2Ball(1.0))
     last = pgd(problem, step_size=0.3, steps=9, use_best=False, on_step=stop_at_two)
     assert [s.index for s in seen] == [0, 1, 2]
     assert torch.equal(last, seen[2].images)
@@ -202,12 +202,12 @@ def test_on_step_stops_early():
 
 def test_on_step_returning_nothing_goes_on():
     seen = []
-    pgd(Problem(pictures(1, 0), waves, Box()), step_size=0.3, steps=4, on_step=lambda s: seen.append(s.index))
+    pgd(Problem(random_images(1, 0), waves, Box()), step_size=0.3, steps=4, on_step=lambda s: seen.append(s.index))
     assert seen == [0, 1, 2, 3, 4]
 
 
 def test_the_loop_leaves_no_gradients_and_works_without_them():
-    start = pictures(2, 0).requires_grad_(True)
+    start = random_images(2, 0).requires_grad_(True)
     with torch.no_grad():
         result = pgd(Problem(start, waves, L2Ball(1.0)), step_size=0.3, steps=3)
     assert not result.requires_grad
@@ -243,7 +243,7 @@ class Poisoned:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("where", "at"), [("loss", 0), ("loss", 2), ("loss", 5), ("gradient", 0), ("gradient", 3)])
 def test_a_bad_number_stops_its_own_image_alone(where, at, value, constraint):
-    start, steps = pictures(4, 2), 5
+    start, steps = random_images(4, 2), 5
     whole = list(pgd_steps(Problem(start, waves, constraint), step_size=0.2, steps=steps))
     spoilt = list(pgd_steps(Problem(start, Poisoned(1, at, where, value), constraint), step_size=0.2, steps=steps))
     others = [0, 2, 3]
@@ -270,7 +270,7 @@ def test_a_failure_is_named_by_its_first_step():
         calls.append(None)
         return waves(x) * torch.tensor([1.0, math.nan if len(calls) > 2 else 1.0], dtype=x.dtype)
 
-    steps = list(pgd_steps(Problem(pictures(2, 0), spoilt, L2Ball(1.0)), step_size=0.1, steps=5))
+    steps = list(pgd_steps(Problem(random_images(2, 0), spoilt, L2Ball(1.0)), step_size=0.1, steps=5))
     assert [dict(s.failures) for s in steps] == [{}, {}, {1: 2}, {1: 2}, {1: 2}, {1: 2}]
 
 
@@ -310,7 +310,7 @@ def test_bad_problems(start, center, message):
 
 @pytest.mark.parametrize("length", [0, -0.1, math.nan, math.inf])
 def test_bad_step_sizes(length):
-    problem = Problem(pictures(1, 0), waves, Box())
+    problem = Problem(random_images(1, 0), waves, Box())
     with pytest.raises(UserError, match="positive finite step size"):
         pgd(problem, step_size=length, steps=1)
     with pytest.raises(UserError, match="at step 2"):
@@ -319,10 +319,10 @@ def test_bad_step_sizes(length):
 
 def test_bad_step_counts():
     with pytest.raises(UserError, match="0 or more steps, got -1"):
-        pgd(Problem(pictures(1, 0), waves, Box()), step_size=0.1, steps=-1)
+        pgd(Problem(random_images(1, 0), waves, Box()), step_size=0.1, steps=-1)
 
 
 @pytest.mark.parametrize("objective", [lambda x: x.sum(), lambda x: x.flatten(1), lambda x: x[:1].sum((1, 2, 3))])
 def test_objectives_give_one_number_an_image(objective):
     with pytest.raises(UserError, match="one number an image"):
-        pgd(Problem(pictures(2, 0), objective, Box()), step_size=0.1, steps=1)
+        pgd(Problem(random_images(2, 0), objective, Box()), step_size=0.1, steps=1)

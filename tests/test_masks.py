@@ -23,9 +23,9 @@ BOXED[:, 8:20, 10:30] = 1
 
 
 def drawn(background, mark, mode="RGB") -> Image.Image:
-    picture = Image.new(mode, (WIDTH, HEIGHT), background)
-    ImageDraw.Draw(picture).rectangle(BOX, fill=mark)
-    return picture
+    image = Image.new(mode, (WIDTH, HEIGHT), background)
+    ImageDraw.Draw(image).rectangle(BOX, fill=mark)
+    return image
 
 
 def photograph(mode="RGB") -> Image.Image:
@@ -34,17 +34,17 @@ def photograph(mode="RGB") -> Image.Image:
     return Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).convert(mode)
 
 
-def erased(picture: Image.Image, alpha: int = 0) -> Image.Image:
-    picture.putalpha(drawn(255, alpha, "L"))
-    return picture
+def erased(image: Image.Image, alpha: int = 0) -> Image.Image:
+    image.putalpha(drawn(255, alpha, "L"))
+    return image
 
 
 def several_markers() -> Image.Image:
-    picture = drawn("white", "white")
-    draw = ImageDraw.Draw(picture)
+    image = drawn("white", "white")
+    draw = ImageDraw.Draw(image)
     draw.rectangle((10, 8, 19, 19), fill="red")
     draw.rectangle((20, 8, 29, 19), fill="blue")
-    return picture
+    return image
 
 
 def sixteen_bits() -> Image.Image:
@@ -72,8 +72,8 @@ DRAWN = {
 }
 
 
-def saved(picture: Image.Image, path: Path, **settings) -> Path:
-    picture.save(path, **settings)
+def saved(image: Image.Image, path: Path, **settings) -> Path:
+    image.save(path, **settings)
     return path
 
 
@@ -85,6 +85,7 @@ def test_what_people_draw(name, tmp_path):
     assert found.equal(BOXED)
     assert load_mask(path, (HEIGHT, WIDTH), invert=True).equal(1 - BOXED)
     assert load_mask(path).equal(BOXED)
+    assert load_mask(images.read_image(path)).equal(BOXED)
 
 
 def test_of_two_tones_the_brighter_is_filled_whichever_is_the_larger_part(tmp_path):
@@ -128,13 +129,13 @@ def test_the_first_frame_of_an_animation_counts(tmp_path):
 
 
 def scribbled() -> Image.Image:
-    picture = photograph()
-    ImageDraw.Draw(picture).rectangle(BOX, fill="red")
-    return picture
+    image = photograph()
+    ImageDraw.Draw(image).rectangle(BOX, fill="red")
+    return image
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("image", "said"),
     [
         (photograph(), "many colours"),
         (photograph("L"), "many colours"),
@@ -144,9 +145,9 @@ def scribbled() -> Image.Image:
         (Image.new("RGBA", (WIDTH, HEIGHT)), "one colour"),
     ],
 )
-def test_what_is_no_mask(picture, said, tmp_path):
+def test_what_is_no_mask(image, said, tmp_path):
     with pytest.raises(UserError, match=said):
-        load_mask(saved(picture, tmp_path / "mask.png"), (HEIGHT, WIDTH))
+        load_mask(saved(image, tmp_path / "mask.png"), (HEIGHT, WIDTH))
 
 
 def test_another_size_is_refused_and_both_are_named(tmp_path):
@@ -156,7 +157,7 @@ def test_another_size_is_refused_and_both_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("read", [load_mask, mask_from_alpha])
-def test_files_that_are_no_pictures(read, tmp_path, monkeypatch):
+def test_files_that_are_no_images(read, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no file"):
         read(tmp_path / "missing.png")
     with pytest.raises(UserError, match="is a folder"):
@@ -175,21 +176,21 @@ def test_files_that_are_no_pictures(read, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("alpha", [0, 128, 249])
-def test_what_is_transparent_in_a_picture_itself(alpha, tmp_path):
-    assert mask_from_alpha(saved(erased(photograph(), alpha), tmp_path / "picture.png")).equal(BOXED)
+def test_what_is_transparent_in_an_image_itself(alpha, tmp_path):
+    assert mask_from_alpha(saved(erased(photograph(), alpha), tmp_path / "image.png")).equal(BOXED)
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("image", "said"),
     [
         (photograph(), "nowhere transparent"),
         (erased(photograph(), alpha=252), "nowhere transparent"),
         (Image.new("RGBA", (WIDTH, HEIGHT)), "wholly transparent"),
     ],
 )
-def test_a_picture_without_a_hole(picture, said, tmp_path):
+def test_an_image_without_a_hole(image, said, tmp_path):
     with pytest.raises(UserError, match=said):
-        mask_from_alpha(saved(picture, tmp_path / "picture.png"))
+        mask_from_alpha(saved(image, tmp_path / "image.png"))
 
 
 @pytest.mark.parametrize("rectangle", ["10,8,20,12", " 10, 8, 20, 12 ", (10, 8, 20, 12), [10.0, 8, 20, 12]])

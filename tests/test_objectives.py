@@ -13,7 +13,6 @@ from robustsynth.objectives import (
     CrossEntropy,
     Distance,
     Ensemble,
-    MixedCrossEntropy,
     Objective,
     Reordered,
     Untargeted,
@@ -35,7 +34,7 @@ def test_cross_entropy_is_minus_log_probability():
     torch.testing.assert_close(Untargeted(flat, LABELS)(IMAGES), -torch.tensor(expected))
 
 
-def test_cross_entropy_of_a_classifier_runs_its_fast_twin(tiny):
+def test_cross_entropy_of_a_classifier_is_of_it_frozen(tiny):
     objective = CrossEntropy(tiny, LABELS)
     assert objective.network is tiny.frozen()
     got = objective(IMAGES)
@@ -105,25 +104,25 @@ def test_as_many_labels_as_images():
 @given(st.lists(st.floats(0.01, 1), min_size=5, max_size=5))
 def test_a_mix_is_the_weighted_sum_of_its_classes(weights):
     row = torch.tensor(weights) / sum(weights)
-    got = MixedCrossEntropy(flat, row.expand(4, -1))(IMAGES)
+    got = CrossEntropy(flat, row.expand(4, -1))(IMAGES)
     each = [CrossEntropy(flat, torch.full((4,), k))(IMAGES) for k in range(5)]
     torch.testing.assert_close(got, sum(w * c for w, c in zip(row.tolist(), each, strict=True)))
 
 
 def test_a_mix_of_one_class_is_that_class():
-    alone = MixedCrossEntropy(flat, F.one_hot(LABELS, 5).float())(IMAGES)
+    alone = CrossEntropy(flat, F.one_hot(LABELS, 5).float())(IMAGES)
     torch.testing.assert_close(alone, CrossEntropy(flat, LABELS)(IMAGES))
 
 
 def test_a_mix_is_least_where_probabilities_are_its_weights():
     weights = torch.tensor([[0.7, 0.0, 0.3, 0.0, 0.0]])
     image = torch.zeros(1, 5, 1, 1, requires_grad=True)
-    (grad,) = torch.autograd.grad(MixedCrossEntropy(lambda x: x.flatten(1), weights)(image).sum(), image)
+    (grad,) = torch.autograd.grad(CrossEntropy(lambda x: x.flatten(1), weights)(image).sum(), image)
     torch.testing.assert_close(grad.flatten(1), torch.full((1, 5), 0.2) - weights)
 
 
-def test_a_mix_by_a_classifier_runs_its_fast_twin(tiny):
-    objective = MixedCrossEntropy(tiny, torch.full((4, 3), 1 / 3))
+def test_a_mix_by_a_classifier_is_of_it_frozen(tiny):
+    objective = CrossEntropy(tiny, torch.full((4, 3), 1 / 3))
     assert objective.network is tiny.frozen()
     assert objective(IMAGES).shape == (4,)
 
@@ -142,7 +141,7 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize(("weights", "message"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
 def test_bad_weights(tiny, weights, message):
     with pytest.raises(UserError, match=message):
-        MixedCrossEntropy(tiny, weights)
+        CrossEntropy(tiny, weights)
 
 
 def test_weights_of_no_images():
@@ -151,7 +150,7 @@ def test_weights_of_no_images():
 
 def test_as_many_weights_as_images():
     with pytest.raises(UserError, match="one row of weights an image, got 1 for 4 images"):
-        MixedCrossEntropy(flat, torch.full((1, 5), 0.2))(IMAGES)
+        CrossEntropy(flat, torch.full((1, 5), 0.2))(IMAGES)
 
 
 def test_an_ensemble_is_the_mean():

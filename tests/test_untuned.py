@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from robustsynth.cli import main
 from robustsynth.errors import UserError
+from robustsynth.files import preset_files, read_preset
 from robustsynth.fills import fill
 from robustsynth.images import save_png
-from robustsynth.presets import preset_files, read_preset
 from robustsynth.resampling import resample
 from robustsynth.tasks.functions import inpaint, upscale
 from robustsynth.tasks.settings import BEST

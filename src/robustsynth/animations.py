@@ -1,4 +1,4 @@
-"""Animations: frames collected evenly while an image is optimised, written as GIF or MP4."""
+"""Animations: frames written as a GIF or MP4 file."""
 
 from __future__ import annotations
 
@@ -10,69 +10,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
-from robustsynth.images import to_pil, to_uint8
+from robustsynth.images import to_pil
 
 ENDINGS = (".gif", ".mp4")
 
 HOLD = 1.5
-"""Seconds for which an animation's last frame is shown."""
-
-
-class Recorder:
-    """Collects at most so many frames of one image, evenly spread over the steps, the first and the last among them.
-
-    Where the steps end early, the last that it was given is kept.
-
-    Args:
-        steps: T of the run, whose steps are numbered 0 to T.
-        frames: the most to keep, 2 or more.
-
-    Raises:
-        UserError: fewer than 2 frames or 0 steps.
-
-    Example:
-        >>> import torch
-        >>> recorder = Recorder(steps=100, frames=5)
-        >>> for index in range(101):
-        ...     recorder.add(index, torch.full((1, 2, 2), index / 100))
-        >>> [int(frame[0, 0, 0]) for frame in recorder.frames()]
-        [0, 64, 128, 191, 255]
-    """
-
-    def __init__(self, steps: int, *, frames: int = 60) -> None:
-        if steps < 0 or frames < 2:
-            raise UserError(f"expected 0 or more steps and 2 or more frames, got steps={steps}, frames={frames}")
-        count = min(frames, steps + 1)
-        self.wanted = {round(k * steps / max(1, count - 1)) for k in range(count)}
-        self._kept: dict[int, np.ndarray] = {}
-        self._latest: tuple[int, Tensor] | None = None
-
-    def add(self, index: int, image: Tensor) -> None:
-        """Add the image (C, H, W) in [0, 1] as it is after step `index`; what was added for that step is replaced.
-
-        Between the steps that are wanted it is kept only while it is the latest.
-        """
-        if index in self.wanted:
-            self._kept[index] = to_uint8(image[None])[0]
-            self._latest = None
-        else:
-            self._latest = (index, image)
-
-    def frames(self) -> list[np.ndarray]:
-        """uint8 (H, W, C) of each frame; none if nothing was added."""
-        kept = dict(self._kept)
-        if self._latest is not None:
-            index, image = self._latest
-            kept[index] = to_uint8(image[None])[0]
-        return [frame for _, frame in sorted(kept.items())]
+"""Seconds for which the last frame is shown."""
 
 
 def check_animation(path: Path | str) -> None:
-    """Raise a `UserError` if no animation can be written to `path`: asked before a run, it spares one for nothing.
+    """Raise a `UserError` if no animation can be written to `path`. Call it before a long run.
 
     Example:
         >>> check_animation("run.avi")
@@ -87,14 +37,15 @@ def check_animation(path: Path | str) -> None:
 
 
 def save_animation(path: Path | str, frames: Iterable[np.ndarray], *, seconds: float = 4.0) -> None:
-    """Write frames as an animation that takes `seconds`, its last frame held for `HOLD` more.
+    """Write frames as an animation that takes `seconds`; the last frame is shown for `HOLD` seconds more.
 
-    An MP4 (H.264, 4:2:0) is far smaller and has all colours, but plays once; a GIF plays anywhere, for ever. The frames
-    of an MP4 are taken one at a time, those of a GIF are held at a byte a pixel.
+    An MP4 (H.264, 4:2:0) is far smaller and has all colours, but plays once. A GIF repeats, and holds all its frames in
+    memory at a byte a pixel while it is written.
 
     Args:
         path: ends in ``.gif`` or ``.mp4``; the latter needs the package ``av``.
-        frames: uint8 (H, W, C) of one size, C of 1 or 3. Video has even sides: an odd one repeats its last pixels.
+        frames: uint8 (H, W, C) of one size, C is 1 or 3. The sides of an MP4 are even: the last pixels of an odd one
+            are repeated.
         seconds: for all frames together.
 
     Raises:
@@ -140,7 +91,7 @@ def _save_gif(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
 
 
 def _with_palette(frame: np.ndarray) -> Image.Image:
-    """At most 256 colours, a byte a pixel. An octree's palette, dithered, is as near to photographs as slower ones."""
+    """At most 256 colours. A dithered octree palette is as close to photographs as slower methods."""
     image = to_pil(frame)
     if image.mode == "L":
         return image
@@ -148,7 +99,7 @@ def _with_palette(frame: np.ndarray) -> Image.Image:
     colours = (palette.getpalette() or [])[: 3 * 255]
     palette.putpalette([*colours, *[255] * (3 * 256 - len(colours))])
     indices = np.array(image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
-    # The nearest colour is looked up roughly: the white around images would turn grey.
+    # Pillow finds only roughly the nearest colour, which would turn the white around images grey.
     indices[(frame == 255).all(axis=2)] = 255
     dithered = Image.fromarray(indices)
     dithered.putpalette(palette.getpalette() or [])
@@ -160,16 +111,25 @@ def _save_mp4(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
     first = next(frames)
     # "faststart": browsers begin to play before all of it has arrived.
     with av.open(str(path), mode="w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = _video_stream(av, container, first)
+        # No visible loss; no frames that refer to later ones, so that times are in order. Without the names of the
+        # colour space, players take another one for large images.
+        options = {"crf": "18", "bf": "0"}
+        options |= dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "smpte170m")
+        codec = "libx264" if "libx264" in av.codecs_available else "h264"
+        stream = container.add_stream(codec, rate=30, options=options)
+        stream.height, stream.width = (side + side % 2 for side in first.shape[:2])
+        stream.pix_fmt = "yuv420p"
         packets: list[Any] = []
         count = 0
         for frame in chain([first], frames):
-            image = av.VideoFrame.from_ndarray(_even_rgb(frame), format="rgb24")
+            rgb = frame.repeat(3, 2) if frame.shape[2] == 1 else frame
+            even = np.pad(rgb, [(0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)], mode="edge")
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             image.pts = count
             packets += stream.encode(image)
             count += 1
         packets += stream.encode()
-        # Encoded frames are small; they wait for their number to be known, and with it the time each takes.
+        # Packets are small. They wait until the number of frames is known, and with it the time of each.
         share = _share(seconds, count)
         for packet in packets:
             packet.time_base = share
@@ -180,23 +140,6 @@ def _save_mp4(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
 def _share(seconds: float, count: int) -> Fraction:
     """The time of one frame, as a fraction whose parts a video file has room for."""
     return Fraction(round(1000 * seconds) or 1, 1000 * count)
-
-
-def _video_stream(av: Any, container: Any, frame: np.ndarray) -> Any:
-    codec = "libx264" if "libx264" in av.codecs_available else "h264"
-    # No loss that one sees; no frames that refer to later ones, so that times are in order.
-    options = {"crf": "18", "bf": "0"}
-    # Colours as they are converted; unnamed, players take others for large images.
-    options |= dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "smpte170m")
-    stream = container.add_stream(codec, rate=30, options=options)
-    stream.height, stream.width = (side + side % 2 for side in frame.shape[:2])
-    stream.pix_fmt = "yuv420p"
-    return stream
-
-
-def _even_rgb(frame: np.ndarray) -> np.ndarray:
-    rgb = frame.repeat(3, 2) if frame.shape[2] == 1 else frame
-    return np.ascontiguousarray(np.pad(rgb, [(0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)], mode="edge"))
 
 
 def _video_library(path: Path | str) -> Any:

@@ -1,7 +1,6 @@
-"""Errors for people: what was expected, what was got, what to do.
+"""Errors of users: messages say what was expected, what was got and what to do.
 
-Everything a user can get wrong is a `UserError`; the command line prints its message alone and exits with
-code 2, the library raises it as the `ValueError` that it is.
+The command line prints the message of a `UserError` alone and exits with code 2.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for. The message says what was expected, what was got, and the remedy."""
+    """What was asked for cannot be done."""
 
 
 class UnknownNameError(UserError):
-    """A name that does not exist among `choices`, which the message lists with the closest match first.
+    """A name that is not among `choices`, which the message lists, the most alike first.
 
     Args:
-        kind: what the name should have named, such as ``"class"`` or ``"model"``.
+        kind: such as ``"class"`` or ``"model"``.
         name: what was given.
-        choices: what exists.
-        remedy: an additional sentence on what to do.
+        choices: the names that exist.
+        remedy: a further sentence on what to do.
 
     Example:
         >>> str(UnknownNameError("class", "shp", ["cat", "ship"]))
@@ -32,8 +31,7 @@ class UnknownNameError(UserError):
         ordered = closest_first(name, choices)
         near = difflib.get_close_matches(name.lower(), [c.lower() for c in ordered], n=1, cutoff=0.6)
         hint = f"did you mean {ordered[0]!r}? " if near else ""
-        listed = ", ".join(ordered) or "none"
-        super().__init__(f"unknown {kind} {name!r}: {hint}Available: {listed}.{' ' + remedy if remedy else ''}")
+        super().__init__(f"unknown {kind} {name!r}: {hint}Available: {', '.join(ordered) or 'none'}. {remedy}".rstrip())
         self.kind, self.name, self.choices = kind, name, ordered
 
 

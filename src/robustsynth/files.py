@@ -1,7 +1,7 @@
-"""Files that are never half written, and the folder for what can be made again.
+"""Files: written as a whole or not at all, locked folders, the cache folder, and presets.
 
-A file is written beside its final name and renamed into place, so that a kill or a full disk leaves either
-the old file or the new one, never a damaged one.
+A file is written beside its final name and then renamed. A kill or a full disk leaves the old file or the new one,
+never a damaged one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import filelock
 import platformdirs
 
-from robustsynth.errors import UserError
+from robustsynth.errors import UnknownNameError, UserError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
 @contextlib.contextmanager
@@ -61,7 +67,7 @@ def written_beside(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all.
+    """Write `value` as indented JSON.
 
     Raises:
         TypeError: `value` holds something that JSON cannot express.
@@ -73,11 +79,11 @@ def write_json(path: Path | str, value: Any) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder: Path | str, *, patience: float = 10) -> Iterator[None]:
-    """While in here no other process of this machine is; the operating system lets go of it whatever ends the process.
+    """A context that one process of this machine can be in at a time. It ends with the process, however that ends.
 
     Args:
-        folder: that is written to; nothing is left in it.
-        patience: seconds to wait, for what a killed process left behind to end.
+        folder: the folder that is written to. The lock itself lies in the cache folder.
+        patience: seconds to wait for another process to end.
 
     Raises:
         UserError: another process writes to the folder.
@@ -102,18 +108,39 @@ def only_writer(folder: Path | str, *, patience: float = 10) -> Iterator[None]:
 
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as opened:
-        return (
-            hashlib.file_digest(opened, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else (hashlib.sha256(opened.read()).hexdigest())
-        )
+        while part := opened.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder for what can be made again (decoded data, measured speeds): `$ROBUSTSYNTH_CACHE` or the
-    platform's cache folder. It is made if missing."""
+    """A folder for data that can be made again (decoded images, measured speeds), made if missing: in
+    `$ROBUSTSYNTH_CACHE`, or in the platform's cache folder."""
     root = os.environ.get("ROBUSTSYNTH_CACHE") or platformdirs.user_cache_dir("robustsynth")
     folder = Path(root).joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def preset_files(package: str) -> list[str]:
+    """Names of the presets of a package, sorted: the TOML files in its folder ``presets``.
+
+    Example:
+        >>> preset_files("robustsynth.tasks")
+        ['duke2023', 'hse2025', 'mcgill2019', 'paper']
+    """
+    files = resources.files(package).joinpath("presets").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def read_preset(package: str, name: str) -> dict[str, Any]:
+    """The contents of a preset of a package.
+
+    Raises:
+        UnknownNameError: no such preset.
+    """
+    if name not in preset_files(package):
+        raise UnknownNameError("preset", name, preset_files(package))
+    return tomllib.loads((resources.files(package) / "presets" / f"{name}.toml").read_text(encoding="utf-8"))

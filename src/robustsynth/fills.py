@@ -1,14 +1,13 @@
-"""Fills: what the hole under a mask starts as, before the classifier draws there.
+"""Fills: pixels that are put under a mask before the classifier draws there.
 
-Each kind of fill goes by the known pixels alone: what stands under the mask is never read, and what stands outside is
-never changed. Each image is filled by itself, so that none depends on its batch.
+A fill never reads what is under the mask, and never changes what is outside. Each image is filled by itself, so that
+none depends on its batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +19,17 @@ from robustsynth.masks import check_mask
 DEFAULT = "edges"
 
 BEAMS = 16
-"""Directions into which edges are sorted, and how narrowly each is continued (docs/log/fills.md)."""
+"""Number of directions of edges; with more, each is continued more narrowly (docs/log/fills.md)."""
 
 ANISOTROPY = 2.5
 FLATNESS = 0.03
 
 DIRECT = 2**24
-"""The largest rows × columns² that is solved directly: two matrices of columns² are kept a row, 256 MiB here."""
+"""The largest rows × columns² that is solved directly, which takes 256 MiB: two matrices of columns² for each row."""
 
-PRECISION = 1e-5
-"""Conjugate gradients stop when no pixel differs by more from the weighted mean of its neighbours; and they end…"""
-
-ITERATIONS = 2000
-"""…here at the latest: what is wrong then is only what hardly costs energy."""
+PRECISION, ITERATIONS = 1e-5, 2000
+"""Conjugate gradients stop when no pixel differs by more from the weighted mean of its neighbours, or after so many
+iterations."""
 
 
 @torch.no_grad()
@@ -40,13 +37,12 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
     """Fill the masked pixels of images from the others.
 
     ``"mean"``: each image's mean per channel over its known pixels, as in the paper (Santurkar et al. 2019,
-    Appendix A.8, and the authors' notebooks). ``"laplace"``: the harmonic fill, each pixel the mean of its neighbours;
-    the edges of the image are free. ``"edges"``: as that, but along the edges that point into the hole, which it
-    continues (`edge_tensors`). docs/log/fills.md compares them.
+    Appendix A.8, and the authors' notebooks). ``"laplace"``: each pixel is the mean of its neighbours. ``"edges"``:
+    likewise, but edges that point into the hole are continued (`edge_tensors`). docs/log/fills.md compares them.
 
     Args:
-        images: (N, 3, H, W) or (N, 1, H, W) in [0, 1]; anything under the mask, even NaN.
-        mask: (N, 1, H, W), or (1, H, W) for all; 1 where to fill.
+        images: (N, C, H, W) in [0, 1]; any values under the mask, even NaN.
+        mask: as for `robustsynth.masks.check_mask`, 1 where to fill.
         kind: one of `FILLS`.
 
     Returns:
@@ -54,7 +50,7 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
 
     Raises:
         UnknownNameError: no such kind.
-        UserError: not such images, or a mask that does not suit them (`robustsynth.masks.check_mask`).
+        UserError: not such images, or a mask that does not fit them.
 
     Example:
         >>> images = torch.tensor([[[[0.0, 9.0, 1.0, 1.0]]]])
@@ -72,7 +68,7 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
     unknown = check_mask(mask, images) > 0
     filled = torch.empty_like(images)
     for index, (image, hole) in enumerate(zip(images, unknown[:, 0], strict=True)):
-        # On the CPU in double precision whatever the device: solving has many small steps, and some devices lack it.
+        # On the CPU, because there are many small steps, and in double precision, which some devices lack.
         known = torch.where(hole, 0.0, image).cpu().double()
         filled[index] = FILLS[kind](known, hole.cpu()).clamp_(0, 1).to(images.dtype)
     return torch.where(unknown, filled, images)
@@ -92,13 +88,12 @@ def _edges(image: Tensor, hole: Tensor) -> Tensor:
 
 
 def edge_tensors(image: Tensor, hole: Tensor) -> Tensor | None:
-    """How to diffuse so that the edges around a hole go on through it.
+    """Diffusion tensors D for `diffuse` that continue the edges around a hole through it.
 
-    Every place with an edge casts its strength forwards and backwards along the edge, in a narrow beam that fades with
-    the cube of the distance (a kind of tensor voting). What arrives at a place adds up to a structure tensor T; there
-    pixels are then drawn together along the edge and hardly across it: D = T^-2.5, scaled by the trace to the power
-    of 1.5, so that its strength is that of T^-1, and the measured mean square of a gradient becomes its inverse
-    weight as for a Gaussian field.
+    Each edge casts its strength forwards and backwards along its direction, in a narrow beam that fades with the cube
+    of the distance (a kind of tensor voting). The beams that arrive at a place add up to a structure tensor T. Pixels
+    are to be alike along the edge and hardly across it: D = T^-2.5 · trace^1.5, which has the strength of T^-1: the
+    inverse weight of a gradient is its mean square, as for a Gaussian field.
 
     Args:
         image: (C, H, W), float64.
@@ -150,12 +145,12 @@ def _structure(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _beams(structure: Tensor, weight: Tensor) -> Tensor:
-    """The structure tensors (3, H, W) that arrive everywhere from the edges of (3, H, W), weighted (H, W)."""
+    """The structure tensors (3, H, W) that arrive at each place from edges (3, H, W) of weights (H, W)."""
     xx, xy, yy = structure.unbind()
     energy = xx + yy
     gradient = 0.5 * torch.atan2(2 * xy, xx - yy)
     oriented = ((xx - yy) ** 2 + 4 * xy**2).sqrt() / (energy + 1e-9)
-    # The root, or the strongest edge alone would decide.
+    # Without the root the strongest edge alone would decide.
     amount = energy.sqrt() * weight
     height, width = energy.shape
     padded = tuple(-(-2 * side // 16) * 16 for side in (height, width))
@@ -167,10 +162,11 @@ def _beams(structure: Tensor, weight: Tensor) -> Tensor:
         product = torch.fft.rfft2(sources, s=padded) * torch.fft.rfft2(kernel)
         return torch.fft.irfft2(product, s=padded)[:height, :width].clamp_min(0)
 
+    mean_power = math.comb(BEAMS, BEAMS // 2) / 2**BEAMS  # of the cosine, over all angles
     arrived = torch.zeros_like(structure)
     for beam in range(BEAMS):
         angle = math.pi * beam / BEAMS
-        share = oriented * (gradient - angle).cos() ** BEAMS / _mean_power(BEAMS) + 1 - oriented
+        share = oriented * (gradient - angle).cos() ** BEAMS / mean_power + 1 - oriented
         narrow = fading * (direction - angle).sin() ** (2 * BEAMS)
         narrow[0, 0] = fading[0, 0] / 2
         cast = spread(amount * share / BEAMS, narrow)
@@ -179,45 +175,21 @@ def _beams(structure: Tensor, weight: Tensor) -> Tensor:
     return arrived / spread(weight, fading).clamp_min(1e-6)
 
 
-def _mean_power(power: int) -> float:
-    """The mean of cos^power over all angles, for even powers."""
-    return math.comb(power, power // 2) / 2**power
-
-
-# Unknown pixels from known ones
-
-
-class Weights(NamedTuple):
-    """How strongly neighbours attract each other: to the right (H, W−1), below (H−1, W), and across each cell of four
-    pixels (H−1, W−1), downwards to the right (`falling`) and to the left (`rising`). Diagonal ones may be negative."""
-
-    right: Tensor
-    below: Tensor
-    falling: Tensor
-    rising: Tensor
-
-    def turned(self) -> Weights:
-        """The weights of the transposed image."""
-        right, below, falling, rising = (each.T.contiguous() for each in self)
-        return Weights(right=below, below=right, falling=falling, rising=rising)
-
-
 def diffuse(values: Tensor, unknown: Tensor, tensors: Tensor | None = None) -> Tensor:
-    """Fill the unknown pixels of one image with those that minimise an energy of differences between neighbours.
+    """Fill the unknown pixels of one image so that the differences between neighbours have the least energy.
 
-    The energy is Σ w_pq (u_p − u_q)² over neighbouring pixels p and q, which is ∫ ∇uᵀ D ∇u on the grid. With D = 1 its
-    minimum is the solution of Laplace's equation, each unknown pixel the mean of its neighbours; with a tensor D a
-    pixel is drawn more to its neighbours along one direction than along another. The edges of the image are free
-    (Neumann). Moderate holes are solved exactly, row by row; larger ones from their own solution at half the
-    resolution on, by conjugate gradients.
+    The energy is Σ w_pq (u_p − u_q)² over neighbouring pixels p and q, which is ∫ ∇uᵀ D ∇u on the grid. With D = 1 each
+    unknown pixel becomes the mean of its neighbours (Laplace's equation); a tensor D pulls more along one direction
+    than along another. The image continues freely at its edges (Neumann). Moderate holes are solved exactly, row by
+    row; larger ones by conjugate gradients, which start from the solution at half the resolution.
 
     Args:
-        values: (C, H, W), float64; what stands at unknown pixels is not read.
+        values: (C, H, W), float64; unknown pixels are not read.
         unknown: (H, W), bool; at least one pixel must be known.
         tensors: (3, H−1, W−1): D as Dxx, Dxy, Dyy on each cell of 2×2 pixels, positive definite; None for 1.
 
     Returns:
-        (C, H, W), float64, the known pixels as they were.
+        (C, H, W), float64, with the known pixels as they were.
 
     Example:
         >>> row = torch.tensor([[[0.0, float("nan"), float("nan"), 0.9]]], dtype=torch.float64)
@@ -236,7 +208,7 @@ def diffuse(values: Tensor, unknown: Tensor, tensors: Tensor | None = None) -> T
 
 
 def _box_around(chosen: Tensor, *, margin: int) -> tuple[slice, slice]:
-    """The rows and columns of the smallest box around what is true in `chosen` (H, W), and `margin` more each side."""
+    """The rows and columns of the smallest box around what is true in `chosen` (H, W), with a margin on each side."""
     sides = []
     for axis in (1, 0):
         at = chosen.any(dim=axis).nonzero().flatten()
@@ -250,7 +222,8 @@ def _solve(values: Tensor, unknown: Tensor, tensors: Tensor | None) -> Tensor:
     if max(height, width) * min(height, width) ** 2 <= DIRECT:
         if width <= height:
             return _solve_by_rows(values, unknown, weights)
-        return _solve_by_rows(values.mT, unknown.T, weights.turned()).mT
+        right, below, falling, rising = (each.T.contiguous() for each in weights)
+        return _solve_by_rows(values.mT, unknown.T, (below, right, falling, rising)).mT
     known = (~unknown).to(values)
     share = F.avg_pool2d(known[None], 2, ceil_mode=True)[0]
     coarse = F.avg_pool2d(values * known, 2, ceil_mode=True) / share.clamp_min(0.25)
@@ -260,63 +233,67 @@ def _solve(values: Tensor, unknown: Tensor, tensors: Tensor | None) -> Tensor:
     return _solve_by_conjugate_gradients(torch.where(unknown, start, values), unknown, weights)
 
 
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+"""w_pq of neighbours: to the right (H, W−1), below (H−1, W), and across each cell of four pixels (H−1, W−1): downwards
+to the right, and downwards to the left. The last two may be negative."""
+
+_BUT_LAST, _BUT_FIRST = slice(None, -1), slice(1, None)
+_PAIRS = (
+    ((slice(None), _BUT_LAST), (slice(None), _BUT_FIRST)),
+    ((_BUT_LAST, slice(None)), (_BUT_FIRST, slice(None))),
+    ((_BUT_LAST, _BUT_LAST), (_BUT_FIRST, _BUT_FIRST)),
+    ((_BUT_LAST, _BUT_FIRST), (_BUT_FIRST, _BUT_LAST)),
+)
+"""The rows and columns of the pixels p and q of each of the `Weights`."""
+
+
 def _weights(values: Tensor, tensors: Tensor | None) -> Weights:
     height, width = values.shape[1:]
     if tensors is None:
-        right, below = values.new_ones(height, width - 1), values.new_ones(height - 1, width)
         across = values.new_zeros(height - 1, width - 1)
-        return Weights(right, below, across, across)
+        return values.new_ones(height, width - 1), values.new_ones(height - 1, width), across, across
     along, cross, down = tensors.to(values).unbind()
-    # The image goes on mirrored beyond its edge, hence cells do too.
+    # The image continues mirrored beyond its edges, and so do the cells.
     above_and_below = F.pad(along[None], (0, 0, 1, 1), mode="replicate")[0]
     left_and_right = F.pad(down[None], (1, 1, 0, 0), mode="replicate")[0]
     right = (above_and_below[:-1] + above_and_below[1:]) / 2
     below = (left_and_right[:, :-1] + left_and_right[:, 1:]) / 2
     # 2 Dxy ∂x ∂y, both averaged over the cell, is Dxy / 2 times the difference of its squared diagonals.
-    return Weights(right, below, cross / 2, -cross / 2)
+    return right, below, cross / 2, -cross / 2
 
 
 def _pull(values: Tensor, weights: Weights) -> Tensor:
     """Half the gradient of the energy: Σ w_pq (u_p − u_q) at each pixel p of (C, H, W)."""
     pull = torch.zeros_like(values)
-    for weight, here, there in (
-        (weights.right, (slice(None), slice(None, -1)), (slice(None), slice(1, None))),
-        (weights.below, (slice(None, -1), slice(None)), (slice(1, None), slice(None))),
-        (weights.falling, (slice(None, -1), slice(None, -1)), (slice(1, None), slice(1, None))),
-        (weights.rising, (slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))),
-    ):
+    for weight, (here, there) in zip(weights, _PAIRS, strict=True):
         difference = weight * (values[(..., *here)] - values[(..., *there)])
         pull[(..., *here)] += difference
         pull[(..., *there)] -= difference
     return pull
 
 
-def _degrees(weights: Weights) -> Tensor:
-    right, below, falling, rising = weights
-    return (
-        F.pad(right, (0, 1))
-        + F.pad(right, (1, 0))
-        + F.pad(below, (0, 0, 0, 1))
-        + F.pad(below, (0, 0, 1, 0))
-        + F.pad(falling, (0, 1, 0, 1))
-        + F.pad(falling, (1, 0, 1, 0))
-        + F.pad(rising, (1, 0, 0, 1))
-        + F.pad(rising, (0, 1, 1, 0))
-    )
+def _degrees(unknown: Tensor, weights: Weights) -> Tensor:
+    """Σ w_pq at each pixel p of (H, W)."""
+    degrees = weights[0].new_zeros(unknown.shape)
+    for weight, (here, there) in zip(weights, _PAIRS, strict=True):
+        degrees[here] += weight
+        degrees[there] += weight
+    return degrees
 
 
 def _solve_by_rows(values: Tensor, unknown: Tensor, weights: Weights) -> Tensor:
-    """Block elimination: a row of pixels is tied to the next row only, so its matrix is factored, and what that
-    leaves of the coupling is passed on to the next. `values` must be 0 where unknown."""
+    """Block Cholesky factorisation, because a row of pixels is coupled to the next row only. `values` must be 0 where
+    unknown."""
+    right, below, falling, rising = weights
     free = unknown.to(values)
     target = (-_pull(values, weights) * free).permute(1, 2, 0)
-    degrees = _degrees(weights) * free + (1 - free)
+    degrees = _degrees(unknown, weights) * free + (1 - free)
     factors: list[Tensor] = []
     couplings: list[Tensor] = []
     known_part: list[Tensor] = []
     for row in range(len(unknown)):
         here = free[row]
-        beside = -weights.right[row] * here[:-1] * here[1:]
+        beside = -right[row] * here[:-1] * here[1:]
         matrix = torch.diag(degrees[row]) + torch.diag(beside, 1) + torch.diag(beside, -1)
         right_side = target[row]
         if row:
@@ -326,8 +303,7 @@ def _solve_by_rows(values: Tensor, unknown: Tensor, weights: Weights) -> Tensor:
         factors.append(factor)
         known_part.append(torch.linalg.solve_triangular(factor, right_side, upper=False))
         if row + 1 < len(unknown):
-            tie = torch.diag(-weights.below[row])
-            tie = tie + torch.diag(-weights.falling[row], 1) + torch.diag(-weights.rising[row], -1)
+            tie = torch.diag(-below[row]) + torch.diag(-falling[row], 1) + torch.diag(-rising[row], -1)
             tie = tie * here[:, None] * free[row + 1][None, :]
             couplings.append(torch.linalg.solve_triangular(factor, tie, upper=False))
     solved = known_part
@@ -338,9 +314,9 @@ def _solve_by_rows(values: Tensor, unknown: Tensor, weights: Weights) -> Tensor:
 
 
 def _solve_by_conjugate_gradients(values: Tensor, unknown: Tensor, weights: Weights) -> Tensor:
-    """From `values` on, one channel as independent of the others as images are."""
+    """From the start `values`, each channel by itself."""
     free = unknown.to(values)
-    scale = free / _degrees(weights)
+    scale = free / _degrees(unknown, weights)
     residual = -_pull(values, weights) * free
     scaled = residual * scale
     direction, energy = scaled, (residual * scaled).sum((1, 2), keepdim=True)
@@ -358,4 +334,4 @@ def _solve_by_conjugate_gradients(values: Tensor, unknown: Tensor, weights: Weig
 
 
 FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "laplace": diffuse, "edges": _edges}
-"""Each from (C, H, W) float64 with 0 under the hole, and the hole (H, W) as bool."""
+"""Functions of an image (C, H, W), float64 with 0 under the hole, and of the hole (H, W), bool."""

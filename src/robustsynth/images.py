@@ -1,7 +1,7 @@
 """Reading and writing images: any file, Pillow image, NumPy array or tensor in, PNG out.
 
-Whatever is read is made plain: upright, opaque, eight bits a channel, grey or RGB. What was changed is noted for
-people to be told, and what cannot be read is refused with the reason.
+An image that is read becomes upright, opaque, grey or RGB, with eight bits a channel. What was changed is noted in
+words. What cannot be read is refused with the reason.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from torch import Tensor
 
 from robustsynth.errors import UserError
 from robustsynth.files import written_beside
+from robustsynth.loop import check_images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Endings of the files that count as images in a folder."""
 
 LARGEST = 64_000_000
-"""Pixels of the largest image that is decoded, enough for the largest full-frame cameras; about a gigabyte while it
-is made plain."""
+"""Pixels of the largest image that is decoded, as many as full-frame cameras have. It takes about a gigabyte."""
 
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,14 +48,13 @@ _OPENING = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """An image that was read and made plain.
+    """An image that was read.
 
     Attributes:
         name: of its file, or "the image given".
         pixels: uint8 (H, W, C).
-        notes: what had to be changed, in words, such as "turned upright"; empty if nothing.
-        alpha: uint8 (H, W), upright, 255 where the image is opaque; None if it has no transparency. `size` does not
-            apply to it.
+        notes: what was changed, in words, such as "turned upright".
+        alpha: uint8 (H, W), upright and not resized, 255 where the image is opaque; None if it has no transparency.
     """
 
     name: str
@@ -71,14 +69,14 @@ class LoadedImage:
 
 
 def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int | None = None) -> LoadedImage:
-    """Decode one image and make it plain; of an animation the first frame.
+    """Decode one image, or the first frame of an animation.
 
     It is turned as its EXIF data say, laid on white where it is transparent, and scaled from 16 bits to 8.
 
     Args:
-        source: a file of any kind that Pillow reads, or an image that Pillow opened.
+        source: a file of any kind that Pillow reads, or a Pillow image.
         channels: 3 or 1.
-        size: the central square is resized to this side; None leaves the size as it is.
+        size: side to which the central square is resized; None leaves the size as it is.
 
     Raises:
         UserError: no such file, not a whole image, or one of more than `LARGEST` pixels.
@@ -90,14 +88,13 @@ def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int
     """
     with _opened(source) as image:
         deep = _is_deep(image)  # Once it is decoded, Pillow no longer knows how many bits the file has.
-        image.load()
-        count, turn, grey = _frames(image), _turn(image), is_grey(image)
-        upright = _upright(image, turn)
-        alpha = _alpha(upright)
+        upright = _upright(image)
+        alpha = np.asarray(_rgba(upright).getchannel("A")) if upright.has_transparency_data else None
+        count, grey = _frames(image), is_grey(image)
         shorter = min(upright.size)
         said = {
             f"first of {count} {'pages' if image.format == 'TIFF' else 'frames'}": count > 1,
-            "turned upright": turn is not None,
+            "turned upright": _turn(image) is not None,
             "16 bits scaled to 8": deep,
             "transparent parts laid on white": alpha is not None and bool(alpha.min() < 255),
             "grey as RGB": grey and channels == 3,
@@ -111,7 +108,7 @@ def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int
 
 
 def load_image(source: Path | str | Image.Image, *, channels: int = 3, size: int | None = None) -> Tensor:
-    """One image as (C, H, W), float32 in [0, 1]; read as `read_image` reads it.
+    """One image as (C, H, W), float32 in [0, 1]. Arguments and errors are those of `read_image`.
 
     Example:
         >>> load_image(Image.new("RGB", (4, 2), (255, 0, 0))).shape
@@ -121,17 +118,17 @@ def load_image(source: Path | str | Image.Image, *, channels: int = 3, size: int
 
 
 def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Tensor | list[Tensor]:
-    """Images in any form that people have them in, as one batch.
+    """Images of any form as one batch.
 
     Args:
-        images: a file (str or Path); an image of Pillow's; a NumPy array (H, W), (H, W, C) or (N, H, W, C), uint8 or
-            float in [0, 1]; a tensor (C, H, W) or (N, C, H, W), uint8 or float in [0, 1]; or a list of these.
+        images: a file (str or Path); a Pillow image; a NumPy array (H, W), (H, W, C) or (N, H, W, C), uint8 or float in
+            [0, 1]; a tensor (C, H, W) or (N, C, H, W), uint8 or float in [0, 1]; or a list of these.
         channels: 3 or 1. Files, Pillow images and arrays are converted; a tensor must have as many.
-        any_values: whether floats may be of any value, for a caller that does not read all of them.
+        any_values: whether floats may have any value, where not all are used.
 
     Returns:
-        (N, C, H, W) float in [0, 1]: float32, but floating tensors keep their type and device. Of a list of images of
-        several sizes, a list of (C, H, W).
+        (N, C, H, W) float32 in [0, 1]; a list of (C, H, W) if there are several sizes. Floating tensors keep their type
+        and device.
 
     Raises:
         UserError: a file that cannot be read, or something that is no image.
@@ -141,9 +138,6 @@ def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Te
         torch.Size([1, 3, 4, 6])
         >>> [image.shape[1] for image in as_images([torch.rand(3, 4, 4), Image.new("L", (8, 8))])]
         [4, 8]
-        >>> as_images(torch.full((3, 2, 2), 255.0))
-        Traceback (most recent call last):
-        robustsynth.errors.UserError: expected images with values in [0, 1], got [255, 255]; divide 8-bit images by 255
     """
     if isinstance(images, Path | str | Image.Image):
         return load_image(images, channels=channels)[None]
@@ -190,14 +184,8 @@ def _of_tensor(tensor: Tensor, channels: int, any_values: bool) -> Tensor:
         return images.float() / 255
     if not images.is_floating_point():
         raise UserError(f"expected a tensor of uint8, or of floats in [0, 1], got {images.dtype}; scale it to either")
-    if not any_values and images.numel():
-        low, high = images.detach().amin().item(), images.detach().amax().item()
-        if low < 0 or high > 1:
-            raise UserError(
-                f"expected images with values in [0, 1], got [{low:.4g}, {high:.4g}]; divide 8-bit images by 255"
-            )
-        if low != low:
-            raise UserError("expected images with values in [0, 1], got NaN; replace what is not a number")
+    if not any_values:
+        check_images(images)
     return images
 
 
@@ -214,23 +202,13 @@ def image_files(folder: Path | str) -> list[Path]:
     found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
     if not found:
         others = Counter(p.suffix.lower() or "no ending" for p in files).most_common(3)
-        there = ", ".join(f"{count} of {end}" for end, count in others)
-        raise UserError(
-            f"expected images ({', '.join(SUFFIXES)}) in {folder}, found none" + (f" but {there}" if there else "")
-        )
+        but = " but " + ", ".join(f"{count} of {end}" for end, count in others) if others else ""
+        raise UserError(f"expected images ({', '.join(SUFFIXES)}) in {folder}, found none{but}")
     return found
 
 
-# Between tensors, bytes and PNG files
-
-
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, C), rounded to nearest.
-
-    Example:
-        >>> to_uint8(torch.tensor([[[[0.0, 0.5, 1.0]]]])).ravel().tolist()
-        [0, 128, 255]
-    """
+    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, C), rounded to nearest."""
     scaled = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -246,12 +224,12 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def save_png(path: Path | str, image: np.ndarray, *, text: Mapping[str, str] | None = None) -> None:
-    """Write uint8 (H, W, C) as a PNG file, whole or not at all.
+    """Write an image as a PNG file. Missing folders are made.
 
     Args:
-        path: of the file; missing folders are made.
+        path: of the file.
         image: uint8 (H, W, C) with one or three channels.
-        text: what the file says of itself, by keyword (`png_text` gives it back). The pixels do not depend on it.
+        text: text chunks of the file by keyword, which `png_text` reads.
 
     Example:
         >>> import tempfile
@@ -268,7 +246,7 @@ def save_png(path: Path | str, image: np.ndarray, *, text: Mapping[str, str] | N
 
 
 def png_text(path: Path | str) -> dict[str, str]:
-    """What a PNG file says of itself, by keyword; empty for a file of another format.
+    """The text chunks of a PNG file by keyword; empty for a file of another format.
 
     Raises:
         UserError: no such file, or not an image.
@@ -282,7 +260,7 @@ def png_text(path: Path | str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _opened(source: Path | str | Image.Image) -> Iterator[Image.Image]:
-    """An image, and a `UserError` that names it for whatever goes wrong with it."""
+    """An opened image. Whatever goes wrong inside becomes a `UserError` that names it."""
     name = _name_of(source)
     if name.is_dir():
         raise UserError(f"expected an image, but {name} is a folder; give a file in it")
@@ -299,25 +277,21 @@ def _opened(source: Path | str | Image.Image) -> Iterator[Image.Image]:
         raise
     except Exception as error:
         # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
-        fault = fault_of(error, name)
-        raise UserError(
-            f"expected an image in {name}, but it cannot be read ({fault.reason}); {fault.remedy}"
-        ) from error
+        reason, remedy = fault_of(error, name)
+        raise UserError(f"expected an image in {name}, but it cannot be read ({reason}); {remedy}") from error
 
 
 def _name_of(source: Path | str | Image.Image) -> Path:
-    return (
-        Path(getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else Path(source)
-    )
+    given = (getattr(source, "filename", "") or "the image given") if isinstance(source, Image.Image) else source
+    return Path(given)
 
 
 def open_image(file: Path | str | IO[bytes]) -> Image.Image:
-    """Open an image as Pillow does: its header is read, its pixels are not yet.
+    """Open an image as Pillow does, which reads its header but not its pixels.
 
     Raises:
         TooLargeError: more than `LARGEST` pixels.
-        OSError: missing, or not an image; Pillow raises SyntaxError, struct.error and more as well, all of which
-            `fault_of` puts into words.
+        Exception: missing, damaged or not an image. Pillow raises many kinds, which `fault_of` puts into words.
     """
     with _OPENING:
         # Pillow's own check warns of large images, or refuses them without saying their size.
@@ -347,80 +321,68 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why a file is no usable image, and what to do about it."""
-
-    reason: str
-    remedy: str = "replace it"
-
-
 _NO_IMAGES = (
-    (rb"....ftyp(hei|hev|mif1|msf1)", Fault("an HEIC image, which Pillow does not read", "save it as JPEG or PNG")),
-    (rb"version https://git-lfs", Fault("a Git LFS pointer in place of an image", "fetch it with `git lfs pull`")),
-    (rb"%PDF", Fault("a PDF document", "save its page as PNG")),
-    (rb".*<svg[\s>]", Fault("an SVG drawing", "export it as PNG")),
-    (rb"\s*(<!doctype html|<html)", Fault("a web page", "download the image itself")),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "an HEIC image, which Pillow does not read", "save it as JPEG or PNG"),
+    (rb"version https://git-lfs", "a Git LFS pointer in place of an image", "fetch it with `git lfs pull`"),
+    (rb"%PDF", "a PDF document", "save its page as PNG"),
+    (rb".*<svg[\s>]", "an SVG drawing", "export it as PNG"),
+    (rb"\s*(<!doctype html|<html)", "a web page", "download the image itself"),
 )
 
 
-def fault_of(error: Exception, content: Path | bytes) -> Fault:
-    """What `error`, met while an image was opened or made plain, means to people.
+def fault_of(error: Exception, content: Path | bytes) -> tuple[str, str]:
+    """The reason why an image could not be read, and the remedy.
 
     Args:
-        error: as it was raised.
+        error: what was raised while it was opened or decoded.
         content: the file or the bytes.
 
     Example:
-        >>> fault_of(OSError("cannot identify image file"), b"").reason
-        'an empty file'
+        >>> fault_of(OSError("cannot identify image file"), b"")
+        ('an empty file', 'fetch it again')
     """
     if isinstance(error, TooLargeError):
-        return Fault(str(error), "scale it down first")
+        return str(error), "scale it down first"
     head = content[:1024] if isinstance(content, bytes) else b"?"
     if isinstance(content, Path):
         with contextlib.suppress(OSError), content.open("rb") as opened:
             head = opened.read(1024)
     if not head:
-        return Fault("an empty file", "fetch it again")
+        return "an empty file", "fetch it again"
     if isinstance(error, Image.UnidentifiedImageError):
         # Pillow's own text for bytes that it does not know only names a buffer in memory.
-        known = (fault for start, fault in _NO_IMAGES if re.match(start, head, re.DOTALL | re.IGNORECASE))
-        return next(known, Fault("no format that Pillow knows", "save it as PNG or JPEG"))
+        for start, reason, remedy in _NO_IMAGES:
+            if re.match(start, head, re.DOTALL | re.IGNORECASE):
+                return reason, remedy
+        return "no format that Pillow knows", "save it as PNG or JPEG"
     if re.search("truncated|end of file", str(error), re.IGNORECASE):
-        return Fault("a truncated file", "fetch it again")
+        return "a truncated file", "fetch it again"
     if isinstance(error, ValueError):
-        return Fault(str(error))
+        return str(error), "replace it"
     if isinstance(error, OSError) and error.errno:
-        return Fault(error.strerror or type(error).__name__, "see that it can be read")
-    return Fault(f"a damaged file: {error}", "fetch it again")
+        return error.strerror or type(error).__name__, "see that it can be read"
+    return f"a damaged file: {error}", "fetch it again"
 
 
-# Making an image plain
+# Conversion to 8 bits, grey or RGB
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether the image's mode holds grey values and no colours."""
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
+    """Whether an image's mode has grey values alone."""
+    return Image.getmodebase(image.mode) == "L"
 
 
 def plain_pixels(image: Image.Image, *, channels: int, size: int | None = None) -> np.ndarray:
-    """An image of any mode as uint8 (H, W, C): what `read_image` gives, without its notes.
-
-    Args:
-        image: as Pillow opened it. One that has the wanted size already keeps its exact pixels.
-        channels: 3 or 1.
-        size: the central square is resized to this side with antialiasing; None leaves the size as it is.
+    """The pixels uint8 (H, W, C) that `read_image` gives, with its `channels` and `size`.
 
     Raises:
-        ValueError: its values have no fixed range.
-        OSError: it is damaged; Pillow raises SyntaxError, struct.error and more as well.
+        Exception: damaged, or values without a fixed range; of many kinds, which `fault_of` puts into words.
 
     Example:
         >>> plain_pixels(Image.new("RGB", (4, 2), (255, 0, 0)), channels=3, size=1).tolist()
         [[[255, 0, 0]]]
     """
-    return _pixels(_upright(image, _turn(image)), channels, size)
+    return _pixels(_upright(image), channels, size)
 
 
 def _pixels(upright: Image.Image, channels: int, size: int | None) -> np.ndarray:
@@ -432,9 +394,9 @@ def _pixels(upright: Image.Image, channels: int, size: int | None) -> np.ndarray
     return np.array(plain, dtype=np.uint8).reshape(plain.height, plain.width, channels)
 
 
-def _upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    eight = _eight_bits(image)
+    eight, turn = _eight_bits(image), _turn(image)
     return eight if turn is None else eight.transpose(turn)
 
 
@@ -442,7 +404,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
-        # Cameras and editors write EXIF data that no reader parses; the image itself is none the worse.
+        # Some cameras and editors write EXIF data that cannot be parsed.
         return None
 
 
@@ -452,21 +414,20 @@ def _frames(image: Image.Image) -> int:
     try:
         return getattr(image, "n_frames", 1)
     except Exception:
-        # Counting reads the later frames, which may be damaged; nobody needs them.
+        # Counting reads the later frames, which may be damaged.
         return 1
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a channel, some of which Pillow itself drops as it decodes."""
-    tiles = getattr(image, "tile", None) or []
-    return image.mode == "I" or image.mode.startswith("I;16") or any(";16" in str(tile) for tile in tiles)
+    """Whether the file has 16 bits a channel, some of which Pillow drops as it decodes."""
+    return image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", None) or [])
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits (Pillow's own conversion clips at 255 instead)."""
     if image.mode == "F":
         raise ValueError("floating-point values, which have no fixed range (save it with 8 or 16 bits)")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
+    if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
@@ -478,21 +439,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _alpha(upright: Image.Image) -> np.ndarray | None:
-    return np.asarray(_rgba(upright).getchannel("A")) if upright.has_transparency_data else None
-
-
 def _rgba(image: Image.Image) -> Image.Image:
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    width, height = image.size
-    shorter = min(width, height)
-    # Whole pixels: a crop by half a pixel would blur an image that needs no resizing.
-    left, top = (width - shorter) // 2, (height - shorter) // 2
+    shorter = min(image.size)
+    # By whole pixels: a crop by half a pixel would blur an image that needs no resizing.
+    left, top = ((length - shorter) // 2 for length in image.size)
     # Cropped first: `resize(box=…, reducing_gap=…)` would mix in pixels from outside the box.
     square = image.crop((left, top, left + shorter, top + shorter))
     if shorter == side:

@@ -1,8 +1,8 @@
-"""The loop: projected gradient descent on images. Everything else in this package states problems for it.
+"""The loop: projected gradient descent on images. Tasks, training and evaluation state problems for it.
 
 For each image, x ← project(x − step_size · direction(∇ₓ objective(x))) (Santurkar et al. 2019, Equation 1 and
-Appendix A.1; the details are those of the authors' published loop: no momentum, no noise, the best-loss
-iterate of x₀ … x_T is returned).
+Appendix A.1). As in the authors' published loop there is no momentum and no noise, and the iterate of lowest loss among
+x₀ … x_T is returned.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Problem:
 
     Args:
         start: x₀, (N, C, H, W) in [0, 1]; projected onto the constraint before the first step.
-        center: what the constraint is centred on, of the same shape; `start` itself where None.
-        objective: images to (N,) losses, lower is better. There is no ``targeted`` flag: the sign lives here.
+        objective: images to (N,) losses, lower is better. An attack negates its loss here.
         constraint: `L2Ball`, `LinfBall`, `Box`, or anything with their three methods.
+        center: what the constraint is centred on, of the same shape; `start` where None.
 
     Raises:
         UserError: the shapes differ, or values are not finite numbers in [0, 1].
@@ -51,10 +51,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Step:
-    """One iterate: `images` x_index (N, C, H, W), and its `loss` (N,).
+    """One iterate: `images` x_index (N, C, H, W), and their `loss` (N,).
 
-    `failures` maps the position of an image whose loss, gradient or pixels stopped being finite to the step
-    at which they did; such an image stays as it last was, and the others go on.
+    `failures` maps the position of an image whose loss, gradient or pixels stopped being finite to the step at which
+    they did. Such an image stays as it last was; the others go on.
     """
 
     index: int
@@ -64,10 +64,10 @@ class Step:
 
 
 class NonFiniteError(UserError):
-    """Some images met a NaN or an infinity. The others are complete, in `images`.
+    """Some images met a NaN or an infinity.
 
     Attributes:
-        images: every image of the job; a failed one as it last was.
+        images: all images (N, C, H, W). A failed one is as it last was; the others are complete.
         failures: position of each failed image → the step at which it failed.
     """
 
@@ -111,19 +111,16 @@ def pgd_steps(
     steps: int,
     score_last: bool = True,
 ) -> Iterator[Step]:
-    """Run the loop, handing over each iterate x₀ … x_T with its loss.
-
-    A progress bar, a GIF, a live preview, early stopping and a cancel button are each a ``for`` loop over
-    this generator. The tensors it yields are not changed afterwards.
+    """Run the loop, step by step. The tensors that it yields are not changed afterwards.
 
     Args:
-        problem: see `Problem`.
+        problem: what to minimise, from where, within what.
         step_size: the length of a step in the constraint's norm, or a function of the step's index.
         steps: T, the number of steps; 0 yields x₀ alone.
         score_last: whether x_T is scored, which costs one more forward pass; otherwise its loss is NaN.
 
     Yields:
-        T + 1 `Step`s.
+        the T + 1 iterates x₀ … x_T.
 
     Raises:
         UserError: steps below 0, or a step size that is not a positive finite number.
@@ -154,12 +151,14 @@ def pgd_steps(
                 for position in (~finite).nonzero().flatten().tolist():
                     failures.setdefault(position, index)
             if failures:
-                frozen = torch.tensor(sorted(failures), device=images.device)
-                moved[frozen] = images[frozen]
+                stopped = torch.tensor(sorted(failures), device=images.device)
+                moved[stopped] = images[stopped]
         yield Step(index, images, loss, dict(failures))
         images = moved
-    last = _loss(problem.objective, images) if score_last else torch.full((len(images),), float("nan"))
-    if score_last and not bool(torch.isfinite(last).all()):
+    last = torch.full((len(images),), float("nan"))
+    if score_last:
+        with torch.no_grad():
+            last = _checked(problem.objective(images), len(images))
         for position in (~torch.isfinite(last)).nonzero().flatten().tolist():
             failures.setdefault(position, steps)
     yield Step(steps, images, last, dict(failures))
@@ -176,15 +175,14 @@ def pgd(
     """The images (N, C, H, W) that the loop ends with.
 
     Args:
-        problem: see `Problem`.
-        step_size: as for `pgd_steps`.
-        steps: T, the number of steps.
-        use_best: return, for each image, the iterate of lowest loss among x₀ … x_T, as the authors do, rather
-            than x_T.
+        problem: as for `pgd_steps`, as are `step_size` and `steps`.
+        step_size: the length of a step.
+        steps: T.
+        use_best: return each image's iterate of lowest loss among x₀ … x_T, as the authors do, not x_T.
         on_step: called with every `Step`; returning ``False`` stops the loop there.
 
     Raises:
-        NonFiniteError: an image met a NaN or an infinity; the error carries the other, complete, images.
+        NonFiniteError: an image met a NaN or an infinity. The error has the images.
 
     Example:
         >>> from robustsynth.constraints import LinfBall
@@ -206,10 +204,10 @@ def pgd(
 
 
 class BestIterate:
-    """For each image, the iterate of lowest loss among the steps added so far, as the authors return it.
+    """For each image, the iterate of lowest loss among the steps added so far.
 
     Attributes:
-        images: (N, C, H, W); a new tensor after each `add`, so that an earlier one may be kept.
+        images: (N, C, H, W), a new tensor after each `add`.
 
     Example:
         >>> best = BestIterate()
@@ -240,11 +238,6 @@ def _loss_and_gradient(objective: Objective, images: Tensor) -> tuple[Tensor, Te
         # Summed, never averaged: an image's step must not depend on how many others are in the batch.
         (grad,) = torch.autograd.grad(loss.sum(), variable)
     return loss.detach(), grad
-
-
-def _loss(objective: Objective, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return _checked(objective(images), len(images))
 
 
 def _checked(loss: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Masks: which part of an image to fill or paint.
 
-A mask is a float tensor (N, 1, H, W) or (1, H, W), 1 where to fill or paint and 0 where pixels are kept. It comes from
-an image file, from an image's own transparency, from a rectangle, or at random.
+A mask is a float tensor (N, 1, H, W) or (1, H, W), 1 where to fill or paint and 0 where pixels are kept. It is read
+from an image or from an image's own transparency, or made from a rectangle or at random.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from robustsynth.errors import UserError
 from robustsynth.images import LoadedImage, read_image
 
 OPAQUE = 250
-"""Alpha (of 255) from which a pixel is whole: below, more than 2 % of its colour is missing."""
+"""The least alpha (of 255) of an opaque pixel."""
 
 SAME_COLOUR = 20
-"""Colours no channel of which differs by more (of 255) are the same: JPEG never keeps a flat colour exactly."""
+"""Colours that differ by no more in any channel (of 255) count as one, because JPEG changes flat colours a little."""
 
-FLAT_COLOURS = 6
-"""So many flat colours a drawing may have, background included."""
-
-FLAT_SHARE = 0.95
-"""At least so much of a drawing is of its flat colours: the rest are soft edges. Photographs have less."""
+FLAT_COLOURS, FLAT_SHARE = 6, 0.95
+"""A drawing has at most so many flat colours, background included, and they cover at least this share of it. The rest
+are soft edges. Photographs have more colours."""
 
 
-def load_mask(source: Path | str | Image.Image, size: tuple[int, int] | None = None, *, invert: bool = False) -> Tensor:
-    """A mask from an image file of any kind. The first rule that applies decides what is filled:
+def load_mask(
+    source: Path | str | Image.Image | LoadedImage, size: tuple[int, int] | None = None, *, invert: bool = False
+) -> Tensor:
+    """A mask from an image. The first rule that applies decides what is filled:
 
     1. Some pixels are transparent, others are not: what is **not opaque** is filled, as if erased in an editor.
     2. Black and white, or two greys: the **brighter** is filled.
     3. Marks on one background colour: everything that **differs from the commonest colour** is filled.
 
-    Anything else, such as marks on a copy of the photograph, cannot be told from an image and is refused. The image
-    is turned upright by its EXIF tag; of an animation the first frame counts.
+    Anything else is refused, such as marks on a copy of the photograph.
 
     Args:
-        source: a file of any kind that Pillow reads, or an image of Pillow's.
+        source: as for `robustsynth.images.read_image`, or an image that it has read.
         size: (H, W) that the mask must have; a mask is never resized. None for any.
         invert: fill what would be kept, and keep what would be filled.
 
@@ -49,19 +48,15 @@ def load_mask(source: Path | str | Image.Image, size: tuple[int, int] | None = N
         (1, H, W), float32 of 0 and 1.
 
     Raises:
-        UserError: no such file, not a whole image, another size, no rule applies, or nothing or everything would
-            be filled.
+        UserError: an image that cannot be read, another size, no rule that applies, or nothing or everything to fill.
 
     Example:
-        >>> import tempfile
         >>> drawn = Image.new("L", (4, 2))
         >>> drawn.putpixel((1, 0), 255)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     drawn.save(Path(folder, "mask.png"))
-        ...     load_mask(Path(folder, "mask.png"), (2, 4)).tolist()
+        >>> load_mask(drawn, (2, 4)).tolist()
         [[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
-    image = read_image(source)
+    image = source if isinstance(source, LoadedImage) else read_image(source)
     if size is not None and image.pixels.shape[:2] != tuple(size):
         raise UserError(
             f"expected a mask of the image's size, {_named(size)}, got {_named(image.pixels.shape)} in "
@@ -85,16 +80,13 @@ def load_mask(source: Path | str | Image.Image, size: tuple[int, int] | None = N
 
 
 def mask_from_alpha(source: Path | str | Image.Image | LoadedImage) -> Tensor:
-    """The mask of an image whose own transparent region is to be filled: 1 at every pixel that is not opaque.
+    """The mask of an image's own transparent region: (1, H, W) float32, 1 at every pixel that is not opaque.
 
     Args:
-        source: a file, an image of Pillow's, or one that `read_image` has read.
-
-    Returns:
-        (1, H, W), float32 of 0 and 1, as large as the image, upright by its EXIF tag.
+        source: as for `load_mask`.
 
     Raises:
-        UserError: no such file, not a whole image, or nothing or everything in it is transparent.
+        UserError: an image that cannot be read, or nothing or everything in it is transparent.
     """
     image = source if isinstance(source, LoadedImage) else read_image(source)
     erased = _erased(image)
@@ -108,14 +100,11 @@ def mask_from_alpha(source: Path | str | Image.Image | LoadedImage) -> Tensor:
 
 
 def rectangle_mask(rectangle: str | Sequence[int], size: tuple[int, int]) -> Tensor:
-    """A mask that fills one rectangle.
+    """A mask (1, H, W), float32, that fills one rectangle.
 
     Args:
         rectangle: left, top, width, height in pixels, as numbers or as ``"left,top,width,height"``.
         size: (H, W) of the image.
-
-    Returns:
-        (1, H, W), float32 of 0 and 1.
 
     Raises:
         UserError: not four whole numbers, or a rectangle that is empty, reaches out of the image or covers it all.
@@ -124,7 +113,16 @@ def rectangle_mask(rectangle: str | Sequence[int], size: tuple[int, int]) -> Ten
         >>> rectangle_mask("1,0,2,1", (2, 4)).tolist()
         [[[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
-    left, top, width, height = _rectangle(rectangle)
+    parts = rectangle.split(",") if isinstance(rectangle, str) else list(rectangle)
+    try:
+        if any(isinstance(part, float) and part != int(part) for part in parts):
+            raise ValueError
+        left, top, width, height = (int(part) for part in parts)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(
+            f'expected a rectangle as four whole numbers "left,top,width,height", such as "10,20,60,60", '
+            f"got {rectangle!r}"
+        ) from None
     if width < 1 or height < 1:
         raise UserError(f"expected a rectangle of at least 1×1 pixels, got {width}×{height} (width×height)")
     if left < 0 or top < 0 or left + width > size[1] or top + height > size[0]:
@@ -142,19 +140,16 @@ def rectangle_mask(rectangle: str | Sequence[int], size: tuple[int, int]) -> Ten
 def random_patch_masks(
     generators: Sequence[torch.Generator], *, size: tuple[int, int], side: int, border: int = 0
 ) -> Tensor:
-    """One square patch at a random place for each generator.
+    """Masks (N, 1, H, W), float32, of one square patch at a random place for each generator.
 
     Args:
         generators: one an image (`robustsynth.randomness.image_generators`).
         size: (H, W) of the images.
-        side: pixels of the patch's side; Santurkar et al. 2019 take 60 at 224 (Appendix A.8).
-        border: how many pixels it stays away from each edge.
-
-    Returns:
-        (N, 1, H, W), float32 of 0 and 1.
+        side: pixels of the patch's side. Santurkar et al. 2019 take 60 at 224 (Appendix A.8).
+        border: pixels between the patch and each edge, at least.
 
     Raises:
-        UserError: such a patch does not fit, or covers everything.
+        UserError: the patch does not fit, or covers everything.
 
     Example:
         >>> from robustsynth.randomness import image_generators
@@ -177,17 +172,14 @@ def random_patch_masks(
 
 
 def check_mask(mask: Tensor, images: Tensor) -> Tensor:
-    """A mask in the shape that images need, or a clear error.
+    """A mask (N, 1, H, W) of 0 and 1 for images, in their dtype and on their device.
 
     Args:
         mask: (N, 1, H, W), or (1, H, W) or (1, 1, H, W) for all images; 0 and 1 as float, integer or bool.
         images: (N, C, H, W).
 
-    Returns:
-        (N, 1, H, W) of 0 and 1, in the images' dtype and on their device.
-
     Raises:
-        UserError: another shape, other values, or a mask of one of the images that fills nothing or everything.
+        UserError: another shape, other values, or a mask that fills nothing or everything of an image.
 
     Example:
         >>> images = torch.zeros(2, 3, 1, 2)
@@ -196,14 +188,14 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
     """
     mask = torch.as_tensor(mask)
     count, _, height, width = images.shape
-    wanted = f"({count}, 1, {height}, {width}) or (1, {height}, {width})"
     shape = tuple(mask.shape)
     if shape not in ((1, height, width), (1, 1, height, width), (count, 1, height, width)):
-        remedy = "add the dimension of channels with mask[:, None]" if shape == (count, height, width) else ""
-        remedy = "add the dimension of channels with mask[None]" if shape == (height, width) else remedy
-        if not remedy:
-            remedy = "make it as large as the images; 1 is where to fill"
-        raise UserError(f"expected a mask {wanted} for images {tuple(images.shape)}, got {shape}; {remedy}")
+        lacking = {(count, height, width): "mask[:, None]", (height, width): "mask[None]"}.get(shape)
+        remedy = f"add the dimension of channels with {lacking}" if lacking else "make it as large as the images"
+        raise UserError(
+            f"expected a mask ({count}, 1, {height}, {width}) or (1, {height}, {width}) for images "
+            f"{tuple(images.shape)}, got {shape}; {remedy}"
+        )
     filled = mask == 1
     if not bool((filled | (mask == 0)).all()):
         low, high = float(mask.float().min()), float(mask.float().max())
@@ -218,8 +210,8 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
 
 
 def _erased(image: LoadedImage) -> np.ndarray:
-    """Where the image is not opaque: bool (H, W)."""
-    return np.zeros((1, 1), dtype=bool) if image.alpha is None else image.alpha < OPAQUE
+    """Which pixels are not opaque, as bool (H, W)."""
+    return np.zeros(image.pixels.shape[:2], dtype=bool) if image.alpha is None else image.alpha < OPAQUE
 
 
 def _named(size: Sequence[int]) -> str:
@@ -230,25 +222,8 @@ def _as_mask(chosen: np.ndarray) -> Tensor:
     return torch.from_numpy(chosen.astype(np.float32))[None]
 
 
-def _rectangle(given: str | Sequence[int]) -> tuple[int, int, int, int]:
-    parts = given.split(",") if isinstance(given, str) else list(given)
-    try:
-        if any(isinstance(part, float) and part != int(part) for part in parts):
-            raise ValueError
-        left, top, width, height = (int(part) for part in parts)
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(
-            f'expected a rectangle as four whole numbers "left,top,width,height", such as "10,20,60,60", got {given!r}'
-        ) from None
-    return left, top, width, height
-
-
 def _marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
-    """Which pixels of uint8 (H, W, 3) are marked, as bool (H, W): of two greys, such as black and white, the brighter;
-    among colours, all but the commonest; none where there is one colour only.
-
-    None for an image of many tones or colours, such as a photograph, in which marks cannot be told from the rest.
-    """
+    """Which pixels of uint8 (H, W, 3) are marked, by rules 2 and 3 of `load_mask`; None if neither applies."""
     # By colour rather than by pixel: drawings have few, and photographs fewer than pixels.
     red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
     packed = red << 16 | green << 8 | blue
@@ -264,13 +239,13 @@ def _marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _marked_colours(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-    """Which of the colours (3, K) of an image, which so many pixels have, are marks."""
+    """Which of an image's colours (3, K) are marks, given how many pixels have each."""
     if np.ptp(colours, axis=0).max() <= SAME_COLOUR:
         return _brighter(colours.mean(axis=0), counts)
     background = _background(colours, counts)
     if background is None:
         return None
-    # A quarter of the way to the mark that differs most: JPEG smears colours beyond their rim.
+    # A quarter of the way to the mark that differs most, because JPEG blurs colours beyond their edge.
     distance = np.abs(colours - background[:, None]).max(axis=0)
     return distance > max(SAME_COLOUR, distance.max() / 4)
 
@@ -280,13 +255,13 @@ def _brighter(tones: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
     if darkest == brightest:
         return np.zeros(tones.shape, dtype=bool)
     bright = tones > (darkest + brightest) / 2
-    # A quarter of the range on either side: soft brushes and JPEG are no tones of their own.
+    # Soft brushes and JPEG give a quarter of the range on either side.
     between = np.where(bright, brightest - tones, tones - darkest) > (brightest - darkest) / 4
     return bright if counts[between].sum() <= (1 - FLAT_SHARE) * counts.sum() else None
 
 
 def _background(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-    """The commonest colour, if few flat colours make up the image."""
+    """The commonest colour, if the image consists of few flat colours."""
     enough = (1 - FLAT_SHARE) * counts.sum()
     commonest = None
     for _ in range(FLAT_COLOURS):

@@ -1,7 +1,7 @@
-"""What to minimise: images (N, C, H, W) to one number an image (N,), lower is better.
+"""Objectives, which the loop minimises: functions of images (N, C, H, W) to one number an image (N,).
 
-Objectives add and scale: ``CrossEntropy(model, labels) + 10 * Distance(images)``. Each image's value depends on
-that image alone, so that no result depends on the batch.
+Objectives add and scale: ``CrossEntropy(model, labels) + 10 * Distance(images)``. The value of an image depends on that
+image alone, so that no result depends on the batch.
 """
 
 from __future__ import annotations
@@ -29,105 +29,77 @@ class Objective:
         raise NotImplementedError
 
     def __add__(self, other: Objective) -> Objective:
-        return _Sum(self, other)
+        return _Computed(lambda images: self(images) + other(images))
 
     def __radd__(self, other: object) -> Objective:
         # sum() begins with 0.
         return self if other == 0 else NotImplemented
 
     def __mul__(self, factor: float) -> Objective:
-        return _Scaled(self, float(factor))
+        return _Computed(lambda images: float(factor) * self(images))
 
     __rmul__ = __mul__
 
 
-@dataclass(frozen=True)
-class _Sum(Objective):
-    first: Objective
-    second: Objective
+class _Computed(Objective):
+    def __init__(self, compute: Network) -> None:
+        self.compute = compute
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.first(images) + self.second(images)
-
-
-@dataclass(frozen=True)
-class _Scaled(Objective):
-    objective: Objective
-    factor: float
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.factor * self.objective(images)
+        return self.compute(images)
 
 
 class CrossEntropy(Objective):
-    """−log p(label | image): minimised, it makes images of the label (Santurkar et al. 2019, Section 3.1).
+    """Σ_k w_k · −log p(k | image), w being 1 for the image's label (Santurkar et al. 2019, Section 3.1), or weights.
+
+    With a label it makes images of ever more of that class. With weights it is least where p = w, so that it makes
+    images that the model divides among the classes as w does.
 
     Args:
         model: a `Classifier`, which is used frozen, or any function from images to logits.
-        labels: (N,) integers, one an image.
+        labels: (N,) integers, one an image; or weights (N, K) of the classes, each row summing to 1.
 
     Raises:
-        UserError: labels that are not (N,) integers, or are not among the classes.
+        UserError: labels of another shape, or not among the classes.
 
     Example:
         >>> flat = lambda x: x.flatten(1)[:, :2]
         >>> CrossEntropy(flat, torch.tensor([0]))(torch.zeros(1, 1, 1, 2)).exp().item()
         2.0
-    """
-
-    def __init__(self, model: Classifier | Network, labels: Tensor | Sequence[int]) -> None:
-        labels = torch.as_tensor(labels)
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise UserError(f"expected labels as (N,) integers, got {labels.dtype} {tuple(labels.shape)}")
-        if isinstance(model, Classifier):
-            last = len(model.classes) - 1
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
-                raise UserError(f"expected labels from 0 to {last}, got {sorted(set(labels.tolist()))}")
-        self.network = model.frozen() if isinstance(model, Classifier) else model
-        self.labels = labels.long()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if len(images) != len(self.labels):
-            raise UserError(f"expected one label an image, got {len(self.labels)} for {len(images)} images")
-        return F.cross_entropy(self.network(images), self.labels.to(images.device), reduction="none")
-
-
-class MixedCrossEntropy(Objective):
-    """Σ_k w_k · −log p(k | image): minimised, it makes images that the model shares out among classes as w does.
-
-    Cross-entropy of one class wants ever more of that class; this is least where p = w, so that neither class wins.
-
-    Args:
-        model: as for `CrossEntropy`.
-        weights: (N, K), of each class for each image, each row summing to 1.
-
-    Raises:
-        UserError: weights of another shape, below 0, not finite, or not summing to 1.
-
-    Example:
-        >>> flat = lambda x: x.flatten(1)[:, :2]
-        >>> half = MixedCrossEntropy(flat, torch.tensor([[0.5, 0.5]]))
+        >>> half = CrossEntropy(flat, torch.tensor([[0.5, 0.5]]))
         >>> [round(half(torch.tensor([[[[0.0, z]]]])).item(), 3) for z in (-2.0, 0.0, 2.0)]
         [1.127, 0.693, 1.127]
     """
 
-    def __init__(self, model: Classifier | Network, weights: Tensor) -> None:
+    def __init__(self, model: Classifier | Network, labels: Tensor | Sequence[int]) -> None:
+        labels = torch.as_tensor(labels)
         classes = len(model.classes) if isinstance(model, Classifier) else None
-        self.weights = checked_weights(weights, classes)
+        if labels.ndim == 2:
+            labels = checked_weights(labels, classes)
+        elif labels.ndim != 1 or labels.is_floating_point():
+            raise UserError(f"expected labels as (N,) integers, got {labels.dtype} {tuple(labels.shape)}")
+        elif classes is not None and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise UserError(f"expected labels from 0 to {classes - 1}, got {sorted(set(labels.tolist()))}")
         self.network = model.frozen() if isinstance(model, Classifier) else model
+        self.labels = labels.long() if labels.ndim == 1 else labels
 
     def __call__(self, images: Tensor) -> Tensor:
-        if len(images) != len(self.weights):
-            raise UserError(f"expected one row of weights an image, got {len(self.weights)} for {len(images)} images")
-        return F.cross_entropy(self.network(images), self.weights.to(images), reduction="none")
+        if len(images) != len(self.labels):
+            what = "label" if self.labels.ndim == 1 else "row of weights"
+            raise UserError(f"expected one {what} an image, got {len(self.labels)} for {len(images)} images")
+        labels = self.labels.to(images.device) if self.labels.ndim == 1 else self.labels.to(images)
+        return F.cross_entropy(self.network(images), labels, reduction="none")
 
 
 def checked_weights(weights: Tensor, classes: int | None = None) -> Tensor:
-    """Weights of classes (N, K) as float32, or a `UserError` that says what is wrong with them.
+    """Weights (N, K) of the classes as float32.
 
     Args:
         weights: (N, K), each row 0 or more and summing to 1.
         classes: K, or None for any.
+
+    Raises:
+        UserError: another shape, other values or sums.
     """
     if weights.ndim != 2 or not weights.is_floating_point() or classes not in (None, weights.shape[1]):
         raise UserError(
@@ -145,10 +117,7 @@ def checked_weights(weights: Tensor, classes: int | None = None) -> Tensor:
 
 
 class Ensemble(Objective):
-    """The mean of several objectives, such as the cross-entropies of several classifiers.
-
-    Raises:
-        UserError: no objectives.
+    """The mean of one or more objectives, such as the cross-entropies of several classifiers.
 
     Example:
         >>> near = [Distance(torch.full((1, 1, 1, 1), value)) for value in (0.0, 1.0)]
@@ -166,12 +135,12 @@ class Ensemble(Objective):
 
 
 class Reordered:
-    """A frozen classifier with its logits in another order of the same classes.
+    """A network whose logits are put in the order of the names `wanted`.
 
     Args:
         network: images to logits in the order of `classes`.
-        classes: the names of its logits.
-        wanted: the names in the order wanted.
+        classes: the same names in another order.
+        wanted: names of classes.
 
     Raises:
         UserError: the names are not the same.
@@ -197,7 +166,7 @@ class Reordered:
 
 @dataclass(frozen=True)
 class Untargeted(Objective):
-    """log p(label | image): minimised, it makes a classifier err, as attacks do."""
+    """log p(label | image). Minimised, it makes a classifier err, as attacks do."""
 
     network: Network
     labels: Tensor
@@ -211,7 +180,7 @@ class Activation(Objective):
 
     Args:
         model: a `Classifier`, whose `feature_network` is used, or any function from images to features (N, D).
-        units: f, one for all images, or (N,) integers, one an image.
+        units: f, one integer for all images, or (N,).
 
     Raises:
         UserError: units that are not integers of 0 or more.
@@ -258,11 +227,8 @@ class Roughness(Objective):
 
 @dataclass(frozen=True)
 class AveragedDistance(Objective):
-    """mean((↓x − x_low)²), ↓ being area averaging: the natural form of hse2025's consistency loss, which it does not
-    define.
-
-    Args:
-        low: (N, C, h, w).
+    """mean((↓x − low)²), where ↓ averages over areas and `low` is (N, C, h, w): the consistency loss of hse2025, which
+    does not define its own.
 
     Example:
         >>> AveragedDistance(torch.zeros(1, 1, 1, 1))(torch.tensor([[[[0.0, 1.0]]]])).tolist()
@@ -278,8 +244,8 @@ class AveragedDistance(Objective):
 
 @dataclass(frozen=True)
 class Distance(Objective):
-    """mean((x₀ − x)²) over an image, or over the part of it where `weight` is 1: the authors' notebooks' form of
-    the term that the paper writes as a norm (Santurkar et al. 2019, Equations 3 and 5).
+    """mean((x₀ − x)²), where `weight` is 1. This is the form of the authors' notebooks; the paper writes a norm
+    (Santurkar et al. 2019, Equations 3 and 5).
 
     Args:
         images: x₀, (N, C, H, W).

@@ -1,7 +1,7 @@
-"""One stream of random numbers per image.
+"""Random numbers: one generator for each image.
 
-Image 17 of seed 0 is the same whether it is drawn alone, in a batch of a hundred, or by the third
-of four processes, because it never shares a generator with another image.
+Image 17 of seed 0 is the same whether it is drawn alone, in a batch of a hundred, or by the third of four processes,
+because no other image draws from its generator.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from robustsynth.errors import UserError
 
 
 def generator(*key: int) -> torch.Generator:
-    """A generator that depends on every number of `key`, and on nothing else.
-
-    It lives on the CPU whatever the device, so that a seed means the same image everywhere.
+    """A generator on the CPU, whatever the device, that depends on every number of `key` and on nothing else.
 
     Raises:
         UserError: a number below 0.
@@ -36,7 +34,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """One generator for each image of a job: image `i` of `seed` always gets the same."""
+    """One generator for each image index."""
     return [generator(seed, int(index)) for index in indices]
 
 

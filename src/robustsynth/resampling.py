@@ -1,7 +1,7 @@
-"""Images to another size: area averaging, its smooth inverse, and back-projection between the two.
+"""Resampling images to another size, back-projection, and blurring.
 
-Resampling is linear in each direction, so that it is one small matrix for the rows and one for the columns. That
-gives exact area averaging for any pair of sizes, kernels equal to Pillow's, and gradients for free.
+Resampling is one small matrix for the rows and one for the columns. This gives exact area averages for any pair of
+sizes, the kernels of Pillow, and gradients.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from robustsynth.errors import UnknownNameError, UserError
 
 
 def resample(images: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
-    """Images (N, C, H, W) at another size (N, C, h, w), differentiably; values may leave [0, 1] a little.
+    """Images (N, C, H, W) at another size (h, w), differentiably; values may leave [0, 1] a little.
 
     Args:
         images: (N, C, H, W).
         size: (h, w).
-        kernel: ``area`` (each pixel the average of what it covers), ``nearest``, ``bilinear``, ``bicubic`` or
-            ``lanczos``, the last three widened where they shrink, as Pillow's are.
+        kernel: ``area`` (each pixel is the average of the area that it covers), ``nearest``, ``bilinear``, ``bicubic``
+            or ``lanczos``. The last three are widened where the size shrinks, as in Pillow.
 
     Raises:
         UnknownNameError: another kernel.
@@ -43,22 +43,22 @@ def resample(images: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> 
         return images
     rows = _matrix(height, size[0], kernel).to(images)
     columns = _matrix(width, size[1], kernel).to(images)
-    # The direction that shrinks goes first, when there is less to carry.
+    # The direction that shrinks goes first, which is less work.
     if size[0] * width <= height * size[1]:
         return (rows @ images) @ columns.T
     return rows @ (images @ columns.T)
 
 
 def back_project(images: Tensor, low: Tensor, *, rounds: int = 1, kernel: str = "bicubic") -> Tensor:
-    """Images in [0, 1] whose area averages come nearer to `low` in each round (Irani and Peleg 1991).
+    """Images whose area averages are nearer to `low` (Irani and Peleg 1991).
 
     Each round adds the enlarged difference between `low` and the averaged image.
 
     Args:
-        images: (N, C, H, W) in [0, 1].
-        low: (N, C, h, w), what their averages should be.
-        rounds: how often.
-        kernel: that enlarges the difference. ``area`` meets `low` in one round but for the clamping, in blocks.
+        images: (N, C, H, W) in [0, 1], as are the results.
+        low: (N, C, h, w), the averages wanted.
+        rounds: number of rounds.
+        kernel: enlarges the difference. With ``area`` one round is exact but for clamping, and shows blocks.
 
     Example:
         >>> low = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -91,14 +91,14 @@ SMOOTH: dict[str, tuple[Callable[[float], float], float]] = {
     "bicubic": (_cubic, 2.0),
     "lanczos": (_lanczos, 3.0),
 }
-"""Kernels and how far they reach, in pixels of the input."""
+"""Kernels and their reach in pixels of the input."""
 
 KERNELS = ("area", "nearest", *SMOOTH)
 
 
 @functools.lru_cache(maxsize=64)
 def _matrix(inputs: int, outputs: int, kernel: str) -> Tensor:
-    """(outputs, inputs): how much each input pixel gives to each output pixel; rows add up to 1."""
+    """(outputs, inputs): weights of the input pixels for each output pixel; rows sum to 1."""
     scale = inputs / outputs
     matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
     for place in range(outputs):
@@ -122,7 +122,7 @@ def _matrix(inputs: int, outputs: int, kernel: str) -> Tensor:
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) blurred by a Gaussian of `sigma` pixels, borders continued; 0 leaves them as they are.
+    """Images (N, C, H, W) blurred by a Gaussian of `sigma` pixels, 0 or more. Borders are continued.
 
     Example:
         >>> blurred(torch.eye(3)[None, None], 0.0).equal(torch.eye(3)[None, None])
@@ -140,17 +140,15 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def faded(region: Tensor, reach: float) -> Tensor:
-    """A region (N, 1, H, W) of 0 and 1 that rises from 0 at its border to 1 within `reach` pixels, inwards; within
-    fewer where the region is too narrow for that.
+    """A region (N, 1, H, W) of 0 and 1 that rises from 0 at its border to 1 within `reach` pixels inwards; within fewer
+    where the region is too narrow.
 
     Example:
         >>> faded(torch.ones(1, 1, 2, 2), 0.0).tolist()
         [[[[1.0, 1.0], [1.0, 1.0]]]]
     """
-    return torch.cat([_faded_one(one[None], reach) for one in region]) if len(region) else region
-
-
-def _faded_one(region: Tensor, reach: float) -> Tensor:
+    if len(region) != 1:
+        return torch.cat([faded(one[None], reach) for one in region]) if len(region) else region
     while reach > 0.5:
         soft = (2 * blurred(region, reach / 2) - 1).clamp(0, 1) * region
         if soft.amax() > 0.9:

@@ -1,12 +1,12 @@
-"""One sheet for every figure: rows of images with titles, labels and captions. And showing and saving images."""
+"""Figures: rows of images with titles, labels and captions on one sheet. Also showing and saving images."""
 
 from __future__ import annotations
 
 import functools
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from robustsynth.files import written_beside
 from robustsynth.images import as_images, save_png, to_pil, to_uint8
 
 MOST_ROWS, MOST_BANDS, MOST_IMAGES = 64, 12, 200
-"""Rows of a sheet, times that they may be repeated for further columns, and images of a sheet of classes; nobody looks
-at a thousand."""
+"""The most rows of a sheet, bands of columns below each other, and images of a sheet of classes."""
 
 PAGE = 1240
-"""Pixels that columns may take side by side on a sheet that is to fit a page."""
+"""Pixels of the columns side by side on a sheet that fits a page."""
 
 LARGEST_CELL, LABEL_WIDTH = 224, 190
 GAP, BETWEEN_GROUPS, BETWEEN_BANDS, MARGIN = 4, 12, 22, 12
@@ -47,23 +46,22 @@ def sheet(
     cell: int = 96,
     width: int | None = None,
 ) -> np.ndarray:
-    """One uint8 image (H, W, 3) of rows of images on white.
+    """Rows of images on white, as one uint8 image (H, W, 3).
 
-    Text is written in an installed font that has its letters; where there is none, without accents or by class number,
-    which is said at the foot. At most `MOST_ROWS` rows are shown; what is left out is said there too.
+    Text is written in an installed font that has its letters. Where there is none, letters lose their accents or class
+    names become numbers, and the foot of the sheet says so. It also says what is left out.
 
     Args:
-        rows: of uint8 images (h, w, C) of any sizes; None is a grey cell.
+        rows: of uint8 images (h, w, C) of any sizes, at most `MOST_ROWS`; None is a grey cell.
         title: above everything.
-        titles: of the columns, as many as each row has images. Neighbouring columns of one title are a group, and the
-            title is written once above it.
-        labels: in front of the rows: a name, or a name and a few words to stand below it, line by line.
-        captions: under the rows: a text for the whole row, or one for each of its images.
+        titles: of the columns. Neighbouring columns of one title are a group, with the title once above it.
+        labels: in front of the rows: a name, or a name and lines to stand below it.
+        captions: below the rows: a text for the whole row, or one for each of its images.
         note: at the foot.
-        classes: names that are written as ``class 3`` where no font has their letters.
-        cell: images whose longer side is less are enlarged by whole factors up to it, so that their pixels are seen as
-            they are; those of more than `LARGEST_CELL` are reduced to that.
-        width: pixels that columns may take side by side, such as `PAGE`; further groups go below. None for any.
+        classes: names that become ``class 3`` where no font has their letters.
+        cell: images whose longer side is less are enlarged up to it by whole factors; those of more than `LARGEST_CELL`
+            are reduced to that.
+        width: pixels that the columns may take side by side, such as `PAGE`; further groups go below. None for any.
 
     Raises:
         UserError: nothing to show, or rows of other lengths than the titles.
@@ -80,53 +78,96 @@ def sheet(
     text = _Text(classes)
     sides = [max(image.shape[:2]) for row in rows for image in row if image is not None]
     side = max(cell, min(max(sides, default=cell), LARGEST_CELL))
-    shown = [[None if image is None else fitted(image, side) for image in row] for row in rows[:MOST_ROWS]]
-    wide = max((image.shape[1] for row in shown for image in row if image is not None), default=side)
-    heights = [max((image.shape[0] for image in row if image is not None), default=side) for row in shown]
+    shown = [
+        [None if image is None else Image.fromarray(fitted(image, side)) for image in row] for row in rows[:MOST_ROWS]
+    ]
+    wide = max((image.width for row in shown for image in row if image is not None), default=side)
+    heights = [max((image.height for image in row if image is not None), default=side) for row in shown]
     bands = _bands(titles or [""] * columns, wide, width)
     fronts = [_label(text, label, height) for label, height in zip(labels, heights, strict=False)]
     left = MARGIN + max((block.width + MARGIN for front in fronts for block in front), default=0)
-    across = left - MARGIN + max(band[-1].x + band[-1].width(wide) for band in bands)
+    across = left - MARGIN + max(band[-1][1][-1][1] + wide for band in bands)
+    placed: list[tuple[int, int, Image.Image | _Block]] = []
 
-    page = _Page()
+    def put(x: int, y: int, thing: Image.Image | _Block) -> int:
+        placed.append((x, y, thing))
+        return y + thing.height
+
+    y = MARGIN
     if title:
-        page.y += page.put(MARGIN, page.y, text.block(title, TITLE, across)) + 2 * LEADING
+        y = put(MARGIN, y, text.block(title, TITLE, across)) + 2 * LEADING
     for number, band in enumerate(bands):
-        page.y += BETWEEN_BANDS if number else 0
-        heads = [text.block(group.title, NAME, group.width(wide), centred=True) for group in band]
+        y += BETWEEN_BANDS if number else 0
+        heads = [text.block(name, NAME, cells[-1][1] - cells[0][1] + wide, centred=True) for name, cells in band]
         high = max(head.height for head in heads)
-        for group, head in zip(band, heads, strict=True):
-            page.put(left + group.x, page.y + high - head.height, head)
-        page.y += high + (LEADING if high else 0)
+        for (_, cells), head in zip(band, heads, strict=True):
+            put(left + cells[0][1], y + high - head.height, head)
+        y += high + (LEADING if high else 0)
         for place, (row, height) in enumerate(zip(shown, heights, strict=True)):
-            if place < len(fronts):
-                page.stack(MARGIN, page.y, height, fronts[place])
+            front = fronts[place] if place < len(fronts) else []
+            top = y + (height - sum(block.height for block in front)) // 2
+            for block in front:
+                top = put(MARGIN, top, block)
             caption = captions[place] if place < len(captions) else ""
-            below = 0
-            for column, x in (cell for group in band for cell in group.cells(left, wide)):
+            below = bottom = y + height + 1
+            for column, x in (each for _, cells in band for each in cells):
                 if column < len(row):
-                    page.cell(x, wide, height, row[column])
+                    image = row[column] or Image.new("RGB", (wide, height), MISSING)
+                    put(left + x + (wide - image.width) // 2, y + (height - image.height) // 2, image)
                 if not isinstance(caption, str) and column < len(caption):
-                    block = text.block(caption[column], SMALL, wide, most=2, fill=FAINT, centred=True)
-                    below = max(below, page.put(x, page.y + height + 1, block))
+                    block = text.block(caption[column], SMALL, wide, most=2, centred=True)
+                    below = max(below, put(left + x, bottom, block))
             if isinstance(caption, str):
-                below = page.put(left, page.y + height + 1, text.block(caption, SMALL, across, fill=FAINT))
-            page.y += height + below + (2 * GAP if below else GAP)
-    drawn = sum(len(group.columns) for band in bands for group in band)
+                below = put(left, bottom, text.block(caption, SMALL, across))
+            y = below - 1 + (2 * GAP if below > bottom else GAP)
+    drawn = sum(len(cells) for band in bands for _, cells in band)
     notes = [note, f"Shown: the first {len(shown)} of {len(rows)} rows." if len(shown) < len(rows) else ""]
     notes += [f"Shown: {drawn} of {columns} columns." if drawn < columns else "", text.note]
     if foot := " ".join(filter(None, notes)):
-        page.y += page.put(MARGIN, page.y + LEADING, text.block(foot, SMALL, across, fill=FAINT)) + LEADING
-    return page.drawn(across + 2 * MARGIN)
+        y = put(MARGIN, y + LEADING, text.block(foot, SMALL, across))
+    canvas = Image.new("RGB", (across + 2 * MARGIN, y + MARGIN - GAP), "white")
+    pen = ImageDraw.Draw(canvas)
+    for x, top, thing in placed:
+        if isinstance(thing, Image.Image):
+            canvas.paste(thing, (x, top))
+        else:
+            thing.draw(pen, x, top)
+    return np.asarray(canvas)
+
+
+def _bands(titles: Sequence[str], wide: int, width: int | None) -> list[list[tuple[str, list[tuple[int, int]]]]]:
+    """Groups of columns, as many side by side as fit and as even as can be; of a group that is too wide, what fits.
+
+    A group is a title and its columns, each with the pixels to its left.
+    """
+    groups = [(title, list(found)) for title, found in groupby(range(len(titles)), titles.__getitem__)]
+    each = len(groups)
+    if width is not None:
+        groups = [(title, columns[: max(1, width // (wide + GAP))]) for title, columns in groups]
+        widest = max(len(columns) for _, columns in groups) * (wide + GAP) - GAP + BETWEEN_GROUPS
+        fitting = max(1, (width + BETWEEN_GROUPS) // widest)
+        groups = groups[: fitting * MOST_BANDS]
+        each = -(-len(groups) // -(-len(groups) // fitting))
+    bands: list[list[tuple[str, list[tuple[int, int]]]]] = []
+    x = 0
+    for place, (title, columns) in enumerate(groups):
+        if place % each == 0:
+            bands.append([])
+            x = 0
+        bands[-1].append((title, [(column, x + i * (wide + GAP)) for i, column in enumerate(columns)]))
+        x += len(columns) * (wide + GAP) - GAP + BETWEEN_GROUPS
+    return bands
 
 
 def class_sheet(names: Sequence[str], image: Callable[[int], np.ndarray | None], **options: Any) -> np.ndarray:
-    """A sheet of images by class: rows of each class with its name in front; or, where a row would have one image or
-    there are too many classes, rows of all with the names below. At most `MOST_IMAGES` are shown.
+    """A sheet of images by class, at most `MOST_IMAGES`.
+
+    Each class has rows of its own with the name in front. Where a row would have one image, or there are too many
+    classes, rows have images of several classes with the names below.
 
     Args:
-        names: of each image's class.
-        image: given a place in `names`, that image; None if it is missing. Only those that are shown are asked for.
+        names: the class of each image.
+        image: the image of a position in `names`, or None if it is missing. It is called for images that are shown.
         **options: of `sheet`.
 
     Example:
@@ -149,15 +190,15 @@ def class_sheet(names: Sequence[str], image: Callable[[int], np.ndarray | None],
 
 
 def in_rows(images: Any, columns: int) -> list[Any]:
-    """Images, or their captions, in rows of `columns`."""
+    """A list, or an array, in rows of `columns`."""
     return [images[start : start + columns] for start in range(0, len(images), columns)]
 
 
 def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8) -> Image.Image | None:
-    """Show images: in a notebook below the cell; elsewhere the sheet is returned as a Pillow image.
+    """Show images below the cell of a notebook; elsewhere return them as one Pillow image.
 
     Args:
-        images: as `robustsynth.images.as_images` takes them.
+        images: as for `robustsynth.images.as_images`.
         captions: one for each image.
         columns: images a row.
 
@@ -176,15 +217,15 @@ def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8
 
 
 def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None, seconds: float = 4.0) -> list[Path]:
-    """Write images to files, each whole or not at all.
+    """Write images to files.
 
     Args:
-        images: as `robustsynth.images.as_images` takes them.
-        path: by its ending, ``.png``, ``.jpg`` or ``.webp``: one image's file, or of several a pattern such as
-            ``cat-{:03d}.png``; ``.gif`` or ``.mp4``: one animation of which they are the frames; ``.npz``: one file
-            with ``arr_0``, uint8 (N, H, W, C). Without one of these, a folder for ``000000.png``, ``000001.png`` ….
-        text: what each PNG says of itself (`robustsynth.images.png_text`).
-        seconds: that an animation takes.
+        images: as for `robustsynth.images.as_images`.
+        path: its ending decides. ``.png``, ``.jpg``, ``.webp``: the file of one image, or a pattern for several such as
+            ``cat-{:03d}.png``. ``.gif``, ``.mp4``: one animation, whose frames are the images. ``.npz``: one file with
+            ``arr_0``, uint8 (N, H, W, C). Otherwise a folder for ``000000.png``, ``000001.png`` ….
+        text: text chunks of each PNG (`robustsynth.images.png_text`).
+        seconds: length of an animation.
 
     Returns:
         The files.
@@ -228,7 +269,7 @@ def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None
 
 
 def fitted(image: np.ndarray, cell: int = LARGEST_CELL) -> np.ndarray:
-    """uint8 (h, w, 3) as large as a cell: enlarged by a whole factor, so that pixels are seen as they are, or reduced.
+    """An image as uint8 (h, w, 3) that fits a cell: enlarged by a whole factor, or reduced.
 
     Example:
         >>> fitted(np.zeros((4000, 3000, 3), np.uint8)).shape, fitted(np.zeros((28, 28, 1), np.uint8), 96).shape
@@ -236,12 +277,9 @@ def fitted(image: np.ndarray, cell: int = LARGEST_CELL) -> np.ndarray:
     """
     pixels = to_pil(image).convert("RGB")
     scale = cell / max(pixels.size)
-    if scale >= 1:
-        size, method = (pixels.width * int(scale), pixels.height * int(scale)), Image.Resampling.NEAREST
-    else:
-        size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
-        method = Image.Resampling.LANCZOS
-    return np.asarray(pixels.resize(size, method))
+    scale, method = (int(scale), Image.Resampling.NEAREST) if scale >= 1 else (scale, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in pixels.size)
+    return np.asarray(pixels.resize((width, height), method))
 
 
 def _pixels_of(images: Any) -> list[np.ndarray]:
@@ -256,79 +294,7 @@ def _pixels_of(images: Any) -> list[np.ndarray]:
     return [to_uint8(image[None])[0] for image in as_images(images, channels=channels)]
 
 
-# Where things go
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Columns of one title, `x` pixels from the first of their band."""
-
-    title: str
-    columns: tuple[int, ...]
-    x: int = 0
-
-    def width(self, wide: int) -> int:
-        return len(self.columns) * (wide + GAP) - GAP
-
-    def cells(self, left: int, wide: int) -> Iterator[tuple[int, int]]:
-        return ((column, left + self.x + place * (wide + GAP)) for place, column in enumerate(self.columns))
-
-
-def _bands(titles: Sequence[str], wide: int, width: int | None) -> list[list[_Group]]:
-    """Groups side by side, as many as fit, and as evenly as they can be; of one that is too wide, what fits."""
-    groups = [(title, tuple(found)) for title, found in groupby(range(len(titles)), titles.__getitem__)]
-    each = len(groups)
-    if width is not None:
-        groups = [(title, columns[: max(1, width // (wide + GAP))]) for title, columns in groups]
-        widest = max(_Group(*group).width(wide) for group in groups) + BETWEEN_GROUPS
-        fitting = max(1, (width + BETWEEN_GROUPS) // widest)
-        groups = groups[: fitting * MOST_BANDS]
-        each = -(-len(groups) // -(-len(groups) // fitting))
-    bands: list[list[_Group]] = []
-    for place, (title, columns) in enumerate(groups):
-        if place % each == 0:
-            bands.append([])
-        before = bands[-1][-1] if bands[-1] else None
-        x = 0 if before is None else before.x + before.width(wide) + BETWEEN_GROUPS
-        bands[-1].append(_Group(title, columns, x))
-    return bands
-
-
-@dataclass
-class _Page:
-    """What stands where; how high the sheet is shows itself at the end."""
-
-    y: int = MARGIN
-    placed: list[tuple[int, int, Image.Image | _Block]] = field(default_factory=list)
-
-    def put(self, x: int, y: int, block: _Block) -> int:
-        """Place a block of text; returns its height."""
-        self.placed.append((x, y, block))
-        return block.height
-
-    def stack(self, x: int, y: int, height: int, blocks: Sequence[_Block]) -> None:
-        """Place blocks below each other in the middle of `height`."""
-        y += (height - sum(block.height for block in blocks)) // 2
-        for block in blocks:
-            y += self.put(x, y, block)
-
-    def cell(self, x: int, wide: int, height: int, image: np.ndarray | None) -> None:
-        """Place an image in the middle of its cell."""
-        pixels = Image.new("RGB", (wide, height), MISSING) if image is None else Image.fromarray(image)
-        self.placed.append((x + (wide - pixels.width) // 2, self.y + (height - pixels.height) // 2, pixels))
-
-    def drawn(self, width: int) -> np.ndarray:
-        canvas = Image.new("RGB", (width, self.y + MARGIN - GAP), "white")
-        pen = ImageDraw.Draw(canvas)
-        for x, y, thing in self.placed:
-            if isinstance(thing, Image.Image):
-                canvas.paste(thing, (x, y))
-            else:
-                thing.draw(pen, x, y)
-        return np.asarray(canvas)
-
-
-# Letters
+# Text
 
 FONTS = (
     "DejaVuSans", "NotoSans-Regular", "LiberationSans-Regular", "Arial", "arial", "segoeui", "Arial Unicode",
@@ -336,8 +302,7 @@ FONTS = (
     "YuGothM", "msgothic", "msyh", "malgun", "NotoSansArabic-Regular", "NotoSansDevanagari-Regular",
     "NotoSansThai-Regular", "Nirmala", "tahoma",
 )  # fmt: skip
-"""Fonts of Linux, macOS and Windows, which Pillow looks for in the usual folders: the first that has a text's letters
-is taken."""
+"""Fonts of Linux, macOS and Windows. The first that has the letters of a text is taken."""
 
 _BUILT_IN = ""
 _PLAIN = str.maketrans({
@@ -354,7 +319,6 @@ class _Block:
     lines: tuple[str, ...]
     font: ImageFont.FreeTypeFont
     size: int
-    fill: tuple[int, int, int]
     middle: float | None = None
 
     @property
@@ -368,46 +332,32 @@ class _Block:
     def draw(self, pen: ImageDraw.ImageDraw, x: float, y: float) -> None:
         for line in self.lines:
             at = x if self.middle is None else x + self.middle - self.font.getlength(line) / 2
-            pen.text((at, y), line, fill=self.fill, font=self.font)
+            pen.text((at, y), line, fill=FAINT if self.size == SMALL else INK, font=self.font)
             y += self.size + LEADING
 
 
 class _Text:
-    """Makes blocks of text, and remembers whether some had to be written otherwise."""
+    """Makes blocks of text, and records whether letters were replaced."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = sorted(enumerate(classes), key=lambda each: -len(each[1]))
-        self.changed = False
+        self.note = ""
 
-    @property
-    def note(self) -> str:
-        said = "No font that is installed here has all letters: some names are without accents or by class number."
-        return said if self.changed else ""
-
-    def block(
-        self,
-        text: str,
-        size: int,
-        width: float,
-        *,
-        most: int | None = None,
-        fill: tuple[int, int, int] = INK,
-        centred: bool = False,
-    ) -> _Block:
-        """Text in lines that fit `width`; where there are more than `most`, the last ends in an ellipsis."""
+    def block(self, text: str, size: int, width: float, *, most: int | None = None, centred: bool = False) -> _Block:
+        """Text in lines that fit `width`. Where there are more than `most`, the last ends in an ellipsis."""
         written = self.written(text)
         font = _face(_font_for(written) or _BUILT_IN, size)
         assert font is not None
         lines = _wrapped(written, font, width)
         if most is not None and len(lines) > most:
             lines = [*lines[: most - 1], _shortened(" ".join(lines[most - 1 :]), font, width)]
-        return _Block(tuple(lines), font, size, fill, width / 2 if centred else None)
+        return _Block(tuple(lines), font, size, width / 2 if centred else None)
 
     def written(self, text: str) -> str:
-        """The text in letters that some font has: class names by number, others without accents, at worst as "?"."""
+        """The text in letters that a font has: class names as numbers, letters without accents, at worst as "?"."""
         if _font_for(text) is not None:
             return text
-        self.changed = True
+        self.note = "No font that is installed here has all letters: some names are without accents or by class number."
         for index, name in self.classes:
             if name in text and _font_for(_transliterated(name)) is None:
                 text = text.replace(name, f"class {index}")
@@ -419,22 +369,17 @@ class _Text:
 
 
 def _label(text: _Text, label: str | Sequence[str], height: int) -> list[_Block]:
-    """A name in as many lines as it needs, and a line each for what stands below it, as far as the row is high."""
+    """A name in as many lines as it needs, and below it as many lines as the row is high enough for."""
     name, *about = [label] if isinstance(label, str) else label or [""]
     blocks = [text.block(name, NAME, LABEL_WIDTH)]
-    blocks += [text.block(line, SMALL, LABEL_WIDTH, most=1, fill=FAINT) for line in about]
+    blocks += [text.block(line, SMALL, LABEL_WIDTH, most=1) for line in about]
     while len(blocks) > 1 and sum(block.height for block in blocks) > height:
         blocks.pop()
     return blocks
 
 
 def _transliterated(text: str) -> str:
-    """Without accents and ligatures.
-
-    Example:
-        >>> _transliterated("Straßenkäfer ×2 → ε")
-        'Strassenkafer x2 -> eps'
-    """
+    """Without accents and ligatures."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_PLAIN))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 

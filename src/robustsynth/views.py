@@ -1,8 +1,7 @@
-"""How a classifier of one image size sees a picture of any size.
+"""Views: how a classifier of one image size is shown an image of any size.
 
-A picture stays at its own size; the classifier is shown it through square views, each resized to the size that it was
-trained at. Gradients come back the same way, so that every task works on pictures as they are: known pixels stay
-exact, and nothing is enlarged again afterwards.
+The image stays at its own size. The classifier is shown square parts of it, each resized to the size that it was
+trained at, and gradients flow back through the resizing.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from robustsynth.resampling import resample
 VIEWS = ("whole", "squares", "tiles")
 
 WIDEST = 4 / 3
-"""Aspect ratio up to which a picture is seen whole, squeezed into a square. Classifiers are trained with as much."""
+"""Aspect ratio up to which an image is squeezed into one square. Training images are squeezed as much."""
 
 MOST = 600
-"""Views that a picture may take: each costs as much as an image of the classifier's size does."""
+"""Views of an image, at most. Each costs as much as an image of the classifier's size."""
 
 SMALLEST = 8
-"""Pixels that the shorter side of a picture must have."""
+"""The least pixels of the shorter side of an image."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture, in its pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -42,14 +41,13 @@ class View:
 
 
 def choose_views(size: tuple[int, int], side: int, kind: str | None = None) -> list[View]:
-    """The parts of a picture (H, W) that a classifier of `side` × `side` images is shown.
+    """The parts of an image that a classifier is shown.
 
     Args:
-        size: (H, W) of the picture.
-        side: of the classifier's images.
-        kind: ``whole``, the picture squeezed into one square; ``squares``, overlapping squares along its longer
-            side; ``tiles``, overlapping squares of `side` pixels; None for whole up to an aspect ratio of 4:3, and
-            squares beyond.
+        size: (H, W) of the image.
+        side: of the classifier's square images.
+        kind: ``whole``, the image squeezed into one square; ``squares``, overlapping squares along its longer side;
+            ``tiles``, overlapping squares of `side` pixels; None for whole up to an aspect ratio of 4:3, else squares.
 
     Example:
         >>> choose_views((96, 240), 128)
@@ -67,8 +65,8 @@ View(top=0, left=144, height=96, width=96)]
     rows, columns = _places(height, edge), _places(width, edge)
     if len(rows) * len(columns) > MOST:
         raise UserError(
-            f"expected a picture that {MOST} {kind} cover, got one of {width}×{height} pixels that takes "
-            f"{len(rows) * len(columns)}; give views=whole, or reduce the picture"
+            f"expected an image that {MOST} {kind} cover, got one of {width}×{height} pixels that takes "
+            f"{len(rows) * len(columns)}; give views=whole, or reduce the image"
         )
     return [View(top, left, edge, edge) for top in rows for left in columns]
 
@@ -82,11 +80,11 @@ def _places(length: int, edge: int) -> list[int]:
 
 
 class Viewed:
-    """A network seen through views: pictures (N, C, H, W) of any size to its output, averaged over the views.
+    """A network of images of any size (N, C, H, W), whose outputs (N, K) are averages over views.
 
     Args:
         network: images (N, C, side, side) to (N, K).
-        views: of the pictures.
+        views: parts of the images.
         side: of the network's images.
 
     Example:
@@ -97,16 +95,16 @@ class Viewed:
     def __init__(self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int) -> None:
         self.network, self.views, self.side = network, views, side
 
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
-        # One shift for all views, decided here: computing a view again must not count as another call.
+        # One shift for all views, chosen here: computing a view again must not count as another call.
         network = self.network.once() if isinstance(self.network, Shifted) else self.network
         outputs = []
         for v in self.views:
-            part = pictures[:, :, v.top : v.top + v.height, v.left : v.left + v.width]
+            part = images[:, :, v.top : v.top + v.height, v.left : v.left + v.width]
             shown = resample(part, (self.side, self.side), "bilinear")
             if len(self.views) > 1 and torch.is_grad_enabled():
-                # What the backward pass needs of a view is computed again, not kept: there may be hundreds.
+                # The backward pass computes activations again, because there may be too many views to keep them.
                 outputs.append(checkpoint(network, shown, use_reentrant=False))
             else:
                 outputs.append(network(shown))
@@ -114,15 +112,15 @@ class Viewed:
 
 
 class Shifted:
-    """A network whose images are moved by some pixels, another way in each call but the same in every run.
+    """A network whose images are moved by a few pixels, differently in each call but equally in each run.
 
-    A network samples images on a grid, and steps that always meet the same one engrave it as fine lines. It counts its
-    calls, so it is for one run of one batch.
+    A network samples images on a grid; without shifts, many steps draw that grid into the image as fine lines. Calls
+    are counted, so that an object is for one run of one batch.
 
     Args:
         network: images (N, C, H, W) to (N, K).
         shift: pixels to either side at most, and at most half of the image.
-        mirror: show every second call's images mirrored, left to right.
+        mirror: mirror the images of every second call, left to right.
 
     Example:
         >>> seen = Shifted(lambda x: x[:, 0, 0], shift=2)
@@ -138,7 +136,7 @@ class Shifted:
         return self.once()(images)
 
     def once(self) -> Callable[[Tensor], Tensor]:
-        """The network with the next call's shift, to be called as often as one likes."""
+        """The network with the shift of the next call, for any number of uses."""
         call, self.calls = self.calls, self.calls + 1
         turn = self.mirror and call % 2 == 1
 
@@ -150,40 +148,30 @@ class Shifted:
 
 
 def shift_of(index: int, most: int) -> tuple[int, int]:
-    """The shift of call `index`: up to `most` to either side, evenly spread over any run of calls (Roberts' R2
-    sequence).
+    """The shift of call `index`, up to `most` pixels to either side, spread evenly over calls (Roberts' R2 sequence).
 
     Example:
         >>> [shift_of(i, 2) for i in range(3)]
         [(0, 0), (-1, -2), (-2, 1)]
     """
-    return (
-        round((2 * ((0.5 + 0.7548776662 * index) % 1) - 1) * most),
-        round((2 * ((0.5 + 0.5698402910 * index) % 1) - 1) * most),
-    )
+    across, down = (round((2 * ((0.5 + ratio * index) % 1) - 1) * most) for ratio in (0.7548776662, 0.5698402910))
+    return across, down
 
 
 def moved(images: Tensor, across: int, down: int) -> Tensor:
-    """Images (N, C, H, W) shifted right and down by whole pixels, mirrored at their borders."""
-    if across == 0 and down == 0:
-        return images
-    # By slices: the backward pass of reflecting padding is not repeatable on a graphics card.
-    return _along(_along(images, across, 3), down, 2)
-
-
-def _along(images: Tensor, by: int, dim: int) -> Tensor:
-    """Moved by whole pixels towards the end of a dimension, mirrored at the border without repeating it."""
-    length = images.shape[dim]
-    if by > 0:
-        return torch.cat([images.narrow(dim, 1, by).flip(dim), images.narrow(dim, 0, length - by)], dim)
-    if by < 0:
-        kept = images.narrow(dim, -by, length + by)
-        return torch.cat([kept, images.narrow(dim, length + by - 1, -by).flip(dim)], dim)
+    """Images (N, C, H, W) shifted right and down by whole pixels, mirrored at the border without repeating it."""
+    # By slices, because the backward pass of reflecting padding is not repeatable on a graphics card.
+    for by, dim in ((across, 3), (down, 2)):
+        rest = images.shape[dim] - abs(by)
+        if by > 0:
+            images = torch.cat([images.narrow(dim, 1, by).flip(dim), images.narrow(dim, 0, rest)], dim)
+        elif by < 0:
+            images = torch.cat([images.narrow(dim, -by, rest), images.narrow(dim, rest - 1, -by).flip(dim)], dim)
     return images
 
 
 def size_ratio(size: tuple[int, int], side: int, norm: str) -> float:
-    """What an ε meant for `side` × `side` images is multiplied by for a picture (H, W): see `Ball.growth`.
+    """The factor between the radius ε for an image of `size` (H, W) and for one of `side` × `side` pixels.
 
     Example:
         >>> size_ratio((64, 64), 32, "l2"), size_ratio((64, 64), 32, "linf")
@@ -194,7 +182,7 @@ def size_ratio(size: tuple[int, int], side: int, norm: str) -> float:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise a `UserError` for pictures too small to show anything, or too large to be held.
+    """Raise a `UserError` for images that are too small or too large.
 
     Example:
         >>> check_size(1, 1)

@@ -221,7 +221,7 @@ def _unreadable(row: Row, error: Exception) -> Exception:
     # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
     if isinstance(error, MemoryError):
         return error
-    reason = str(error) if row.content is None else fault_of(error, row.content).reason
+    reason = str(error) if row.content is None else fault_of(error, row.content)[0]
     return UserError(
         f"{row.where}: expected an image that can be decoded, got {reason}. Replace it or take it out of the data."
     )

@@ -22,7 +22,6 @@ from robustsynth.models.classifier import Classifier, FrozenClassifier
 from robustsynth.objectives import (
     CrossEntropy,
     Ensemble,
-    MixedCrossEntropy,
     Network,
     Objective,
     Reordered,
@@ -145,8 +144,7 @@ def class_objective(
                 f"{other.name!r} for {other.image_size} pixels and {other.channels}; an ensemble looks at the same "
                 "images"
             )
-    kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy
-    each = [kind(Shifted(network, shift, mirror), targets) for network in networks]
+    each = [CrossEntropy(Shifted(network, shift, mirror), targets) for network in networks]
     return each[0] if len(each) == 1 else Ensemble(each)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.files import preset_files, read_preset
 from robustsynth.models.card import SMALL_IMAGE
-from robustsynth.presets import preset_files, read_preset
 
 ONE_CYCLE_RISE = 0.4
 """Share of a one-cycle run in which the rate rises, where no `warmup` says so."""
