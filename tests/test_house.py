@@ -18,7 +18,7 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "names", "presets", "rendezvous"},
+    {"errors", "files", "names", "presets"},
     {"processes", "memory", "randomness", "resampling"},
     {"constraints", "loop"},
     {"images", "animations"},

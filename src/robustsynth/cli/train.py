@@ -57,7 +57,6 @@ def command(
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
-    from robustsynth.cli.workers import one_voice
     from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 
@@ -67,7 +66,7 @@ def command(
     options["device"] = workers.device(options["device"])
     options["tensorboard"] &= not dry_run
     given = {name: value for name, value in given.items() if value is not None}
-    with workers.joined(options["device"]), one_voice(workers):
+    with workers.joined(options["device"]), workers.errors_reported_once():
         _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
 
 
@@ -84,7 +83,7 @@ def _command(
 ) -> None:
     from robustsynth.data import located
     from robustsynth.data.subsets import is_subset
-    from robustsynth.rendezvous import note_begun, was_begun
+    from robustsynth.processes import note_begun, was_begun
     from robustsynth.training.checkpoints import has_checkpoint
     from robustsynth.training.forecast import forecast
     from robustsynth.training.trainer import Trainer
