@@ -24,7 +24,7 @@ from robustsynth.randomness import image_generators
 from robustsynth.training.attack import divergence, noisy_step_images, recipe_attack
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.data import cutmix
-from robustsynth.training.recipes import mart_loss, perturbed_weights, recipe_loss
+from robustsynth.training.step import mart_loss, perturbed_weights, recipe_loss
 from robustsynth.training.settings import TrainSettings, settings_from
 from robustsynth.training.trainer import Trainer
 

@@ -1,8 +1,4 @@
-"""The inner maximisation of adversarial training: the house's loop, minimising minus the loss of the labels.
-
-Also the network as an attack sees it, frozen and with batch norm folded, and accuracy under PGD-10, which models are
-selected by.
-"""
+"""The attacks of adversarial training, accuracy under PGD-10, and the frozen network that an attack asks."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ from robustsynth.training.settings import TrainSettings
 TRADES_NOISE = 0.001
 """Standard deviation of the noise that TRADES' attack starts with (Zhang et al. 2019, Algorithm 1)."""
 
-STRONGEST = 16
+MOST_STEPS = 16
 """Steps at which the attack is strong enough: it is not made stronger after yet another collapse."""
 
 
@@ -79,16 +75,11 @@ def noisy_step_images(
 ) -> Tensor:
     """N-FGSM (de Jorge et al. 2022, Algorithm 1): noise, then one step of length eps from there, and no projection.
 
-    For ``linf`` the noise is uniform in [−k·eps, k·eps] a pixel and the step goes along the gradient's sign. For
-    ``l2``, of which the paper does not speak, its analogue: noise uniform in the ball of radius k·eps, a step of
-    length eps along the gradient. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps from the image.
+    The noise is a random start in the ball of radius k·eps; for norms other than the paper's ``linf`` this is the
+    analogue. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps from the image.
 
     Args:
-        network: as for `adversarial_images`.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) or (N, classes).
-        norm: of `robustsynth.constraints.NORMS`.
-        eps: length of the step; 0 gives the images back.
+        network: as for `adversarial_images`, as `images`, `labels`, `norm` and `eps` are.
         noise: k; 0 is plain FGSM (Goodfellow et al. 2015).
         generators: of the noise, one an image.
 
@@ -122,7 +113,7 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
     """Steps of the training's attack, and their length, after it has been made stronger `level` times.
 
-    Each time doubles the steps, up to `STRONGEST`; together they are 2.5·eps long.
+    Each time doubles the steps, up to `MOST_STEPS`; together they are 2.5·eps long.
 
     Example:
         >>> strength(TrainSettings(attack_steps=1, attack_step_size=0.5), 0)
@@ -132,7 +123,7 @@ def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
     """
     if level == 0:
         return settings.attack_steps, settings.attack_step_size
-    steps = min(2**level, STRONGEST)
+    steps = min(2**level, MOST_STEPS)
     return steps, 2.5 * settings.eps / steps
 
 
@@ -149,9 +140,7 @@ def recipe_attack(
     """The images (N, C, H, W) that the recipe of `settings` trains on in the place of `images`; free has its own way.
 
     Args:
-        network: as for `adversarial_images`.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) or (N, classes).
+        network: as for `adversarial_images`, as `images` and `labels` are.
         settings: of the run.
         generators: of random starts, one an image.
         scale: of eps and of the step, while they rise.
@@ -160,48 +149,33 @@ def recipe_attack(
     Raises:
         NonFiniteError: a gradient became NaN or infinite.
     """
-    eps = scale * settings.eps
+    norm, eps = settings.norm, scale * settings.eps
     steps, step_size = strength(settings, level)
+    step_size *= scale
     if settings.recipe == "fast" and level == 0:
-        given = {"norm": settings.norm, "noise": settings.fast_noise, "generators": generators}
-        return noisy_step_images(network, images, labels, eps=eps, **given)
+        noise = settings.fast_noise
+        return noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=noise, generators=generators)
     if settings.recipe == "trades":
         with torch.no_grad():
             reference = network(images)
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
         start = (images + TRADES_NOISE * normal(generators, images.shape[1:]).to(images.device)).clamp(0, 1)
-        problem = Problem(start, lambda x: -divergence(reference, network(x)), ball(settings.norm, eps), center=images)
-        return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
+        problem = Problem(start, lambda x: -divergence(reference, network(x)), ball(norm, eps), center=images)
+        return pgd(problem, step_size=step_size, steps=steps, use_best=False)
     # What collapsed without noise begins with it from then on.
-    random = settings.random_start or level > 0
-    return adversarial_images(
-        network,
-        images,
-        labels,
-        norm=settings.norm,
-        eps=eps,
-        step_size=scale * step_size,
-        steps=steps,
-        random_start=generators if random else None,
-    )
-
-
-PGD_STEPS = 10
-"""Steps of the selecting attack, each eps/4 long, from the images themselves."""
+    random = generators if settings.random_start or level > 0 else None
+    given: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "steps": steps, "random_start": random}
+    return adversarial_images(network, images, labels, **given)
 
 
 def count_clean_and_robust(
     logits: Network, images: Tensor, labels: Tensor, *, norm: str, eps: float, size: int
 ) -> tuple[int, int]:
-    """How many images of a batch are classified correctly, and how many under PGD-10.
+    """How many images of a batch are classified correctly, and how many under PGD-10: steps of eps/4, from themselves.
 
     Args:
-        logits: of a network in evaluation mode with frozen parameters.
-        images: (N, C, h, w) in [0, 1]; brought to `size` where they have another side.
-        labels: (N,) integers.
-        norm: of the attack.
-        eps: its radius; 0 for none.
-        size: side in pixels of the images that the network is meant for.
+        logits: as `network` of `adversarial_images`, as `labels` (N,), `norm` and `eps` are.
+        images: (N, C, h, w) in [0, 1]; brought to the side `size` that the network is meant for.
 
     Example:
         >>> images = torch.tensor([[[[0.4, 0.6]]], [[[0.0, 1.0]]]])
@@ -210,7 +184,7 @@ def count_clean_and_robust(
     """
     if images.shape[-1] != size:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    attacked = adversarial_images(logits, images, labels, norm=norm, eps=eps, step_size=eps / 4, steps=PGD_STEPS)
+    attacked = adversarial_images(logits, images, labels, norm=norm, eps=eps, step_size=eps / 4, steps=10)
     return count_correct(logits, images, labels), count_correct(logits, attacked, labels)
 
 
@@ -223,9 +197,8 @@ def count_correct(logits: Network, images: Tensor, labels: Tensor) -> int:
 class AttackNetwork(nn.Module):
     """A frozen copy of a network in training, which follows its weights: in evaluation mode, batch norm folded.
 
-    The attack of adversarial training asks the network, as it would be used, many times between two changes of its
-    weights. A normalisation by fixed statistics is a multiplication that the convolution before it can do as well, and
-    weights that stay need to be cast to bfloat16 only once.
+    An attack asks the network many times between two changes of its weights. Folded, it has fewer layers to pass, and
+    its weights are cast to bfloat16 only once.
 
     Args:
         network: being trained.

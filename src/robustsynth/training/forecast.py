@@ -19,7 +19,7 @@ from robustsynth.training.attack import count_clean_and_robust
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.data import Streamed
 from robustsynth.training.guard import GUARD_IMAGES
-from robustsynth.training.step import NotFiniteError, train_step
+from robustsynth.training.step import train_step
 from robustsynth.training.trainer import Trainer
 
 BUDGET = 6.0
@@ -131,7 +131,7 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
         try:
             given = {"steps_per_epoch": trainer.steps_per_epoch, "size": trainer.size, "frozen": trainer.frozen}
             train_step(state, trainer.predict, images, labels, **given)
-        except (NotFiniteError, UserError):
+        except UserError:
             state.step = step
 
     began = time.perf_counter()

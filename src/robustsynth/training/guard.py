@@ -24,7 +24,7 @@ GUARD = 3
 """Key of the guard's random streams."""
 
 GUARD_IMAGES = 64
-"""At most so many of the held-out images are looked at."""
+"""Held-out images that are compared, at most."""
 
 CHANCE = 5
 """Fewer images than this that only one of the attacks turns are no sign of anything."""
@@ -48,20 +48,36 @@ def watch(
         images: (N, C, H, W) in [0, 1], of the size that is trained at.
         labels: (N,) integers.
         scale: of eps at this step.
-        announce: told of a collapse.
-        team: the processes that train; the first compares, and all do as it saw.
+        announce: called with the message of a collapse.
+        team: the processes that train; the first compares for all.
 
     Raises:
-        NonFiniteError: the weights are not finite.
+        UserError: the weights are not finite.
     """
-    seen = team.workers.agreed(lambda: _shares_correct(state, predict(state.network), images, labels, scale))
-    if seen is None:
-        raise NonFiniteError(images, {})
-    trained, pgd = seen
-    if trained - pgd > state.settings.guard_gap and (trained - pgd) * len(images) >= CHANCE:
+    settings, network, count = state.settings, state.network, len(images)
+
+    def counts() -> tuple[int, int] | None:
+        """Images classified correctly under the training's attack and PGD-10; None of weights not finite."""
+        training, logits = network.training, predict(network)
+        generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
+        network.eval().requires_grad_(False)
+        given = {"norm": settings.norm, "eps": scale * settings.eps, "size": images.shape[-1]}
+        try:
+            attack = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=state.attack_level)
+            return count_correct(logits, attack, labels), count_clean_and_robust(logits, images, labels, **given)[1]
+        except NonFiniteError:
+            return None
+        finally:
+            network.train(training).requires_grad_(True)
+
+    found = team.workers.agreed(counts)
+    if found is None:
+        raise state.not_finite("finite weights")
+    trained, pgd = (correct / count for correct in found)
+    if trained - pgd > settings.guard_gap and (trained - pgd) * count >= CHANCE:
         back = state.return_to_good()
         state.attack_level += 1
-        steps = strength(state.settings, state.attack_level)[0]
+        steps = strength(settings, state.attack_level)[0]
         event = {"step": state.step, "trained": trained, "pgd": pgd, "back_to": back, "attack_steps": steps}
         state.collapses.append(event)
         announce(
@@ -69,23 +85,5 @@ def watch(
             f"trained with, {100 * pgd:.0f} % under PGD-10; back to the weights of step {back}, on with {steps} attack "
             "steps"
         )
-    elif trained - pgd <= state.settings.guard_gap / 2:
+    elif trained - pgd <= settings.guard_gap / 2:
         state.keep_good()
-
-
-def _shares_correct(
-    state: TrainState, logits: Network, images: Tensor, labels: Tensor, scale: float
-) -> tuple[float, float] | None:
-    """Shares of images classified correctly under the training's attack and PGD-10; None of weights not finite."""
-    settings, network, count = state.settings, state.network, len(images)
-    training, eps, level = network.training, scale * settings.eps, state.attack_level
-    generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
-    network.eval().requires_grad_(False)
-    try:
-        attacked = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=level)
-        _, robust = count_clean_and_robust(logits, images, labels, norm=settings.norm, eps=eps, size=images.shape[-1])
-        return count_correct(logits, attacked, labels) / count, robust / count
-    except NonFiniteError:
-        return None
-    finally:
-        network.train(training).requires_grad_(True)

@@ -19,7 +19,6 @@ from robustsynth.data import ImageData
 from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
-from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution, fastest_precision
 from robustsynth.models.networks import build_network
 from robustsynth.models.store import chosen_device, load_model
@@ -33,7 +32,7 @@ from robustsynth.training.fine_tuning import announcements, begin_from
 from robustsynth.training.guard import GUARD_IMAGES, watch
 from robustsynth.training.outputs import TensorBoardLog, finish_model, keep_model, write_log
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.step import NotFiniteError, StepResult, train_step
+from robustsynth.training.step import StepResult, train_step
 
 CHECKPOINT_SECONDS = 120
 """Seconds of training after which a checkpoint is written, also in mid-epoch."""
@@ -227,10 +226,7 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor) -> StepResult:
         given = {"steps_per_epoch": self.steps_per_epoch, "size": self.size, "team": self.team}
-        try:
-            return train_step(self.state, self.predict, images, labels, outer=self.outer, frozen=self.frozen, **given)
-        except NotFiniteError as error:
-            raise self._not_finite(str(error)) from None
+        return train_step(self.state, self.predict, images, labels, outer=self.outer, frozen=self.frozen, **given)
 
     def _after_step(self, loss: float) -> None:
         """What now and then follows a step: a look for collapse, and a value for TensorBoard."""
@@ -244,16 +240,7 @@ class Trainer:
         if images.shape[-1] != side:
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
         given = {"scale": settings.attack_scale(*position), "announce": self.announce, "team": self.team}
-        try:
-            watch(state, self.predict, images, labels, **given)
-        except NonFiniteError:
-            raise self._not_finite("finite weights") from None
-
-    def _not_finite(self, expected: str) -> UserError:
-        return UserError(
-            f"expected {expected}, got NaN or infinity at step {self.state.step}; the last checkpoint in {self.out} "
-            "is kept. Begin again in another --out with a lower --learning-rate, or try --precision float32"
-        )
+        watch(state, self.predict, images, labels, **given)
 
     def _end_epoch(self, epoch: int, last: StepResult) -> None:
         """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
