@@ -24,8 +24,8 @@ from robustsynth.randomness import image_generators
 from robustsynth.training.attack import divergence, noisy_step_images, recipe_attack
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.data import cutmix
-from robustsynth.training.step import mart_loss, perturbed_weights, recipe_loss
 from robustsynth.training.settings import TrainSettings, settings_from
+from robustsynth.training.step import mart_loss, perturbed_weights, recipe_loss
 from robustsynth.training.trainer import Trainer
 
 COMMON: dict[str, Any] = {

@@ -28,12 +28,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemory:
-    """Batches of images that are decoded already.
-
-    Args:
-        data: the images.
-        settings: of the run.
-        device: that trains.
+    """Batches of images that are decoded already, for a run on `device`.
 
     Attributes:
         held: numbers of the images that are held out to select by.
@@ -94,8 +89,8 @@ def substreams_of(part: int) -> int:
 class Streamed:
     """Batches of a stream, as `InMemory` has them: images are decoded while the run goes on, in their own processes.
 
-    A batch takes as many rows of each lane, whose order is the same whatever the processes and decoders, so that a
-    batch is, too. The first images of the first shards are held out.
+    A batch takes as many rows of each substream, whose order is the same whatever the processes and decoders, so that
+    a batch is, too. The first images of the first shards are held out.
 
     Args:
         stream: the images.
@@ -142,21 +137,13 @@ class Streamed:
     def epoch(self, number: int, first: int, rows: Tensor | None) -> Iterator[Batch]:
         """See `InMemory`; `rows` are those of this process's substreams already."""
         settings = self.settings
-        substreams = StreamBatches(
-            self.stream,
-            self.pieces,
-            seed=settings.seed,
-            epoch=number,
-            first=first,
-            substreams=self.substreams,
-            mine=self.mine,
-            each=self.part // self.substreams,
-            parts=settings.accumulate,
-        )
+        where = {"seed": settings.seed, "epoch": number, "first": first, "substreams": self.substreams}
+        share = {"mine": self.mine, "each": self.part // self.substreams, "parts": settings.accumulate}
+        batches: Any = StreamBatches(self.stream, self.pieces, **where, **share)
         with warnings.catch_warnings():
             # How many decode is for the user to say: `--decoders`.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = iter(DataLoader(substreams, batch_size=None, num_workers=self.decoders))
+            loader = iter(DataLoader(batches, batch_size=None, num_workers=self.decoders))
         for _ in range(first, len(self.kept) // settings.batch_size):
             given = self._next(loader)
             images, labels = (torch.cat(each, 1).flatten(0, 2) for each in zip(*given, strict=True))
@@ -210,13 +197,9 @@ def as_batch(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: t
 def augment(
     images: Tensor, settings: TrainSettings, generators: Sequence[torch.Generator], *, side: int | None = None
 ) -> Tensor:
-    """Random views (N, C, H, W) of images in [0, 1], each drawn from its image's own CPU generator.
+    """Random views (N, C, H, W) of `images` (N, C, h, w) in [0, 1], each drawn from its image's own CPU generator.
 
-    Args:
-        images: (N, C, h, w).
-        settings: which views.
-        generators: of the random numbers, one an image.
-        side: H and W of ``resized`` crops; those of the images where None.
+    ``resized`` crops have `side` pixels, or the images' where None.
 
     Example:
         >>> from robustsynth.randomness import image_generators
@@ -278,21 +261,11 @@ def _jitter(images: Tensor, strength: float, generators: Sequence[torch.Generato
 def cutmix(
     images: Tensor, labels: Tensor, *, classes: int, probability: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Images with a rectangle of another image of the batch each, and the shares of their labels.
+    """Images (N, C, H, W) with a rectangle of another image of the batch each, and the shares of their labels.
 
     Yun et al. 2019, Section 3.1 (α = 1), drawn for each image rather than for the batch: the rectangle has the
     image's aspect, an area uniform in [0, 1] before it is cut off at the border, and a centre uniform in the image.
-
-    Args:
-        images: (N, C, H, W).
-        labels: (N,) integers.
-        classes: number of classes.
-        probability: of an image being mixed.
-        generator: of the random numbers, on the CPU.
-
-    Returns:
-        Images (N, C, H, W), and the labels' shares (N, classes), each the share of the pixels from an image of
-        that label.
+    An image is mixed with `probability`. Of `labels` (N,) become shares (N, `classes`) of the pixels.
 
     Example:
         >>> both = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
@@ -314,6 +287,5 @@ def cutmix(
 
 def _spans(center: Tensor, share: Tensor, length: int) -> Tensor:
     """(N, length): which of `length` pixels lie within `share`·`length` around `center`·`length`."""
-    half = (share * length / 2)[:, None]
     place = torch.arange(length) + 0.5
-    return ((place - (center * length)[:, None]).abs() < half) & (share > 0)[:, None]
+    return (place - (center * length)[:, None]).abs() < (share * length / 2)[:, None]

@@ -1,8 +1,7 @@
 """Training by several processes: which images of a batch each one takes, and how gradients and losses are averaged.
 
 The batch of a step is the same whatever the number of processes. It is worked through in ``accumulate`` parts, and of
-each part every process takes its own run of images. Each image has its own random numbers. Gradients are averaged by
-PyTorch's `DistributedDataParallel`, weighted by the number of images.
+each part every process takes its own run of images. PyTorch's `DistributedDataParallel` averages the gradients.
 """
 
 from __future__ import annotations
@@ -22,14 +21,10 @@ from robustsynth.processes import ALONE, Workers
 
 
 class Team:
-    """The processes that train one network.
-
-    Args:
-        workers: all of them, and which this is; within ``workers.joined``.
-        batch_size: images of a step, over all processes.
-        accumulate: parts of it.
+    """The processes that train one network, on batches of `batch_size` images over all of them in `accumulate` parts.
 
     Attributes:
+        workers: all of them, and which this is; for use within ``workers.joined``.
         rows: (n,) integers, the places in the batch that this process takes; None for all of them.
         count: how many these are.
         share: of a part's images, that this process takes.
@@ -56,11 +51,10 @@ class Team:
         runs = [torch.arange(part * r // workers.size, part * (r + 1) // workers.size) for r in range(workers.size)]
         self._rows_of_all = [torch.cat([run + start for start in range(0, batch_size, part)]) for run in runs]
         self.rows = self._rows_of_all[workers.rank]
-        self.count = len(self.rows)
-        self.share = len(runs[workers.rank]) / part
+        self.count, self.share = len(self.rows), len(runs[workers.rank]) / part
 
     def own(self, batch: Tensor) -> Tensor:
-        """This process's images of a whole batch (N, …)."""
+        """This process's images of a batch (N, …) of all processes."""
         return batch if self.rows is None else batch[self.rows.to(batch.device)]
 
     def gathered(self, images: Tensor) -> Tensor:
@@ -82,12 +76,11 @@ class Team:
         if self.workers.alone:
             return network
         device = next(network.parameters()).device
-        ids = [device] if device.type == "cuda" else None
         # Statistics are shared after the step: broadcasting them before each pass would undo a pass before it.
         known = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        given: dict[str, Any] = {option: False}
-        return DistributedDataParallel(network, device_ids=ids, **given)
+        given: dict[str, Any] = {option: False, "device_ids": [device] if device.type == "cuda" else None}
+        return DistributedDataParallel(network, **given)
 
     def summing(self, network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[object]:
         """Within it a backward pass through a wrapped network adds to the gradients; in the last they are averaged."""
@@ -117,21 +110,13 @@ class Team:
             for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
 
-    def average_statistics(self, network: nn.Module) -> None:
-        """Batch norm's running statistics become the same in all processes: their mean, weighted by images."""
-        self.average([b for b in network.buffers() if b.is_floating_point()])
-
 
 SINGLE = Team()
 """One process that takes every image."""
 
 
 def synchronised(network: nn.Module, device: torch.device, workers: Workers) -> nn.Module:
-    """`network` with batch norm over the images of all processes, in the same parameters.
-
-    Raises:
-        UserError: PyTorch has that for graphics cards only.
-    """
+    """`network` with batch norm over the images of all processes, which PyTorch has for graphics cards only."""
     if workers.alone:
         return network
     if device.type == "cpu":

@@ -166,9 +166,9 @@ def train_step(
         if settings.recipe == "free":
             result = _replay(state, descend, images, labels, settings.eps * scale)
         else:
-            attack = functools.partial(recipe_attack, settings=settings, scale=scale, level=state.attack_level)
-            result = _attack_and_descend(state, descend, attack, predict, images, labels, generators, team, frozen)
-    team.average_statistics(state.network)
+            result = _attack_and_descend(state, descend, predict, images, labels, generators, scale, team, frozen)
+    # Batch norm's running statistics.
+    team.average([b for b in state.network.buffers() if b.is_floating_point()])
     state.step += 1
     state.update_average()
     return result
@@ -206,11 +206,11 @@ def _descend(
 def _attack_and_descend(
     state: TrainState,
     descend: Callable[..., float],
-    attack: Callable[..., Tensor],
     predict: Callable[[nn.Module], Network],
     images: Tensor,
     labels: Tensor,
     generators: list[torch.Generator],
+    scale: float,
     team: Team,
     frozen: AttackNetwork | None,
 ) -> StepResult:
@@ -225,9 +225,9 @@ def _attack_and_descend(
         if settings.eps > 0:
             # Parameters' gradients would be wasted on the attack.
             network.train(settings.attack_statistics == "train").requires_grad_(False)
-            failed = False
+            failed, own = False, generators[index * len(part) : (index + 1) * len(part)]
             try:
-                attacked = attack(logits, part, truth, generators=generators[index * len(part) :][: len(part)])
+                attacked = recipe_attack(logits, part, truth, settings, own, scale=scale, level=state.attack_level)
             except NonFiniteError:
                 failed = True
             finally:

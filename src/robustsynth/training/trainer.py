@@ -164,7 +164,7 @@ class Trainer:
         state = self.state
         with _only_trainer(self.out, self.workers) as closing:
             if self.tensorboard is not None:
-                closing.callback(self.tensorboard.close)
+                closing.callback(self.tensorboard.writer.close)
             if self.settings.guarded and state.good is None:
                 state.keep_good()
             saved = self._counted = time.monotonic()
