@@ -1,4 +1,4 @@
-"""The processes of a job that ``torchrun`` starts: how they find each other, share work, wait and exchange values.
+"""The processes of a job that ``torchrun`` starts: how they find each other, share work and exchange values.
 
 ``torchrun`` starts all processes of a job again when one was lost; each such round shares one key-value store with the
 rounds before. PyTorch's own ``init_process_group`` uses the same keys in every round, so that after a restart some
@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from robustsynth.errors import UserError
 
@@ -105,8 +106,8 @@ class Workers:
             raise
         finally:
             dist.destroy_process_group()
-            # A DistributedDataParallel holds the group, and often itself: a group that is freed when the interpreter
-            # ends aborts the process ("terminate called without an active exception").
+            # What holds the group may hold itself: a group that is freed when the interpreter ends aborts the process
+            # ("terminate called without an active exception").
             gc.collect()
 
     @contextlib.contextmanager
@@ -173,6 +174,80 @@ class Workers:
 
 
 ALONE = Workers()
+
+
+class Team:
+    """The processes that train one network together, within ``workers.joined``.
+
+    A step's batch of `batch_size` images is the same whatever their number. It is worked through in `accumulate`
+    parts, and of each part every process takes its own run of images.
+
+    Attributes:
+        rows: (n,) integers, the places in the batch that this process takes; None for all of them.
+        count: how many these are.
+        share: of a part's images, that this process takes.
+
+    Raises:
+        UserError: more processes than images in a part.
+
+    Example:
+        >>> Team(Workers(rank=1, size=2), batch_size=12, accumulate=2).rows.tolist()
+        [3, 4, 5, 9, 10, 11]
+    """
+
+    def __init__(self, workers: Workers = ALONE, *, batch_size: int = 1, accumulate: int = 1) -> None:
+        self.workers, self.count, self.share = workers, batch_size, 1.0
+        self.rows: Tensor | None = None
+        if workers.alone:
+            return
+        part = batch_size // accumulate
+        if part < workers.size:
+            raise UserError(
+                f"expected at least one image of a batch for each of {workers.size} processes, got {part}; "
+                "raise --batch-size, lower --accumulate or start fewer processes"
+            )
+        runs = [torch.arange(part * r // workers.size, part * (r + 1) // workers.size) for r in range(workers.size)]
+        self._rows_of_all = [torch.cat([run + start for start in range(0, batch_size, part)]) for run in runs]
+        self.rows = self._rows_of_all[workers.rank]
+        self.count, self.share = len(self.rows), len(runs[workers.rank]) / part
+
+    def own(self, batch: Tensor) -> Tensor:
+        """This process's images of a batch (N, …) of all processes."""
+        return batch if self.rows is None else batch[self.rows.to(batch.device)]
+
+    def gathered(self, images: Tensor) -> Tensor:
+        """Every process's images (n, …) of a batch, put together in the batch's order (N, …)."""
+        if self.rows is None:
+            return images
+        # All must send as much: those with fewer images fill up.
+        mine = images.new_zeros(max(map(len, self._rows_of_all)), *images.shape[1:])
+        mine[: len(images)] = images.detach()
+        sent = [torch.empty_like(mine) for _ in self._rows_of_all]
+        dist.all_gather(sent, mine)
+        batch = images.new_empty(sum(map(len, self._rows_of_all)), *images.shape[1:])
+        for rows, values in zip(self._rows_of_all, sent, strict=True):
+            batch[rows.to(batch.device)] = values[: len(rows)]
+        return batch
+
+    def mean(self, value: float) -> float:
+        """The mean over a part's images, of which `value` is that over this process's; NaN where any is."""
+        mean = torch.tensor(value, dtype=torch.float64)
+        self.average([mean])
+        return float(mean)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their mean over the processes, weighted by images, in place."""
+        if self.workers.alone or not tensors:
+            return
+        flat = torch.cat([t.detach().flatten() for t in tensors]) * self.share
+        dist.all_reduce(flat)
+        with torch.no_grad():
+            for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+
+SINGLE = Team()
+"""One process that takes every image."""
 
 
 def job_store() -> dist.Store | None:

@@ -63,44 +63,8 @@ def adversarial_images(
     return pgd(problem, step_size=step_size, steps=steps, use_best=False)
 
 
-def noisy_step_images(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str,
-    eps: float,
-    noise: float,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """N-FGSM (de Jorge et al. 2022, Algorithm 1): noise, then one step of length eps from there, and no projection.
-
-    The noise is a random start in the ball of radius k·eps; for norms other than the paper's ``linf`` this is the
-    analogue. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps from the image.
-
-    Args:
-        network: as for `adversarial_images`, as `images`, `labels`, `norm` and `eps` are.
-        noise: k; 0 is plain FGSM (Goodfellow et al. 2015).
-        generators: of the noise, one an image.
-
-    Example:
-        >>> noisy_step_images(
-        ...     lambda x: x.flatten(1), torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]),
-        ...     norm="linf", eps=0.25, noise=0.0, generators=[torch.Generator()],
-        ... ).tolist()
-        [[[[0.25, 0.75]]]]
-    """
-    if eps == 0:
-        return images
-    start = ball(norm, noise * eps).random_start(images, generators) if noise else images
-    # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
-    reach = ball(norm, (noise + 1) * eps * (1 + 1e-5))
-    problem = Problem(start, Untargeted(network, labels), reach, center=images)
-    return pgd(problem, step_size=eps, steps=1, use_best=False)
-
-
 def divergence(first: Tensor, second: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats, (N,), of the distributions with logits `first` and `second` (N, classes).
+    """KL(p ‖ q) in nats, (N,), where p and q have the logits `first` and `second` (N, classes).
 
     Example:
         >>> round(divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item(), 4)
@@ -139,6 +103,9 @@ def recipe_attack(
 ) -> Tensor:
     """The images (N, C, H, W) that the recipe of `settings` trains on in the place of `images`; free has its own way.
 
+    That of fast is N-FGSM (de Jorge et al. 2022, Algorithm 1): a random start in the ball of radius k·eps, k being
+    `fast_noise`, then one step of length eps. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps away.
+
     Args:
         network: as for `adversarial_images`, as `images` and `labels` are.
         settings: of the run.
@@ -153,8 +120,13 @@ def recipe_attack(
     steps, step_size = strength(settings, level)
     step_size *= scale
     if settings.recipe == "fast" and level == 0:
-        noise = settings.fast_noise
-        return noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=noise, generators=generators)
+        start = (
+            ball(norm, settings.fast_noise * eps).random_start(images, generators) if settings.fast_noise else images
+        )
+        # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
+        reach = ball(norm, (settings.fast_noise + 1) * eps * (1 + 1e-5))
+        problem = Problem(start, Untargeted(network, labels), reach, center=images)
+        return pgd(problem, step_size=eps, steps=1, use_best=False)
     if settings.recipe == "trades":
         with torch.no_grad():
             reference = network(images)

@@ -40,7 +40,6 @@ PLAIN = ("data", "step", "seconds", "best", "rows", "perturbation", "attack_leve
 NEEDED = ("settings", "execution", *PARTS, *PLAIN)
 """What a checkpoint has: the attributes of `TrainState`, with the ``state_dict`` of its parts."""
 
-_COMMENT = "robustsynth checkpoint of step {}, sha256 "
 _CHECKSUM = re.compile(rb"robustsynth checkpoint of step (\d+), sha256 ([0-9a-f]{64})\Z")
 _DIGITS = 64
 
@@ -51,7 +50,7 @@ class TrainState:
 
     Attributes:
         settings: of the run.
-        network: being trained.
+        network: being trained by the `optimizer`.
         average: its weights' moving average, which is what is evaluated and kept.
         optimizer: SGD.
         execution: precision and batch size, as measured when the run started.
@@ -139,12 +138,7 @@ class TrainState:
         return self.good["step"]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, whole or not at all, and keep the one so far as the one before it.
-
-        Raises:
-            UserError: weights are not finite; the checkpoints stay as they are.
-            OSError: the disk is full; likewise.
-        """
+        """Write the checkpoint by `write_checkpoint`, or raise a `UserError` where weights are not finite."""
         self.check_finite(*PARTS)
         contents = {"settings": dataclasses.asdict(self.settings), "execution": self.execution.as_dict()}
         contents |= {name: getattr(self, name).state_dict() for name in PARTS}
@@ -158,11 +152,7 @@ class TrainState:
         announce: Callable[[str], object] = lambda line: None,
         set_aside: bool = True,
     ) -> None:
-        """Become what `save` wrote; parameters as for `read_checkpoint`.
-
-        Raises:
-            UserError: there is no undamaged checkpoint, or it belongs to other settings or other data.
-        """
+        """Become what `save` wrote, as by `read_checkpoint`; a `UserError` where it is of other settings or data."""
         contents = read_checkpoint(folder, device, announce=announce, set_aside=set_aside)
         ours, saved = (dataclasses.asdict(each) for each in (self.settings, settings_from(contents["settings"])))
         if differing := [f"{n} ({ours[n]} in place of {v})" for n, v in saved.items() if v != ours[n]]:
@@ -201,9 +191,7 @@ def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.S
 
 
 def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What tells the data that a run was begun with from that of now, in words; empty where nothing does.
-
-    The mean and deviation are the run's, not the data's: a model that is fine-tuned brings its own.
+    """How the data of now differs from that which a run was begun with, in words; empty where it does not.
 
     Example:
         >>> differences({"images": 60, "classes": ["cat"]}, {"images": 61, "classes": ["cat", "dog"]})
@@ -212,6 +200,7 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     found = []
     for name, value in now.items():
         was = begun.get(name, value)
+        # The mean and deviation are the run's: a model that is fine-tuned brings its own.
         if name in ("mean", "std") or was == value:
             continue
         if name == "classes":
@@ -315,14 +304,13 @@ def read_checkpoint(
 
 
 def _begin_again(folder: Path) -> str:
-    """The remedy where a run cannot go on."""
     best = f", also from the best model so far: --fine-tune {folder}" if (folder / "card.json").exists() else ""
     return f"begin again in another --out{best}"
 
 
 def _add_checksum(packed: io.BytesIO, step: int) -> None:
     """Append step and SHA-256 as the comment of the zip archive in `packed`."""
-    comment = _COMMENT.format(step).encode()
+    comment = f"robustsynth checkpoint of step {step}, sha256 ".encode()
     # An archive without a comment ends with the comment's length, two bytes.
     packed.seek(-2, os.SEEK_END)
     packed.write((len(comment) + _DIGITS).to_bytes(2, "little") + comment)

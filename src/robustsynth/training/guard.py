@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
+from robustsynth.processes import SINGLE, Team
 from robustsynth.randomness import generator
 from robustsynth.training.attack import count_clean_and_robust, count_correct, recipe_attack, strength
 from robustsynth.training.checkpoints import TrainState
-from robustsynth.training.distributed import SINGLE, Team
 
 GUARD = 3
 """Key of the guard's random streams."""

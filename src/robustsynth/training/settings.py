@@ -284,8 +284,7 @@ def resolve_train_settings(preset: str | None, given: dict[str, Any] | None = No
     """A preset's settings with what the caller gives in their place; None values count as not given.
 
     Raises:
-        UnknownNameError: an unknown preset or field.
-        UserError: a value that does not fit.
+        UserError: an unknown preset or field, or a value that does not fit.
 
     Example:
         >>> resolve_train_settings("cifar10-small", {"epochs": 3}).epochs
@@ -372,10 +371,10 @@ def _changes(settings: TrainSettings, wanted: Mapping[str, Any], said: Mapping[s
 
 
 def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What to change of a preset's sizes for the image's size, the crop and the network that are given.
+    """What to change of a preset's sizes for the images' size, the crop and the network that are given.
 
-    Photographs are held larger and trained on smaller at first, in proportion; where crops are not resized, where
-    the network takes one size alone, and in fine-tuning, which begins with a network that knows its size, only at one.
+    Photographs are held larger than they are trained on, and smaller at first, in proportion. They have one size where
+    crops are not resized, where the network takes only one, and in fine-tuning.
 
     Example:
         >>> sizes_for("photographs", {"image_size": 224})
@@ -400,11 +399,10 @@ def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What to change of a preset's attack for the radius, norm and recipe that are given, where nothing else is said.
+    """What to change of a preset's attack for the radius, norm and recipe that are given.
 
-    Its step stays as large a part of the radius, but where the norm has a `single_step` of its own, which starts at
-    random, as l-infinity has (Wong et al. 2020). Several are 2.5 radii long together; TRADES and MART take 7 of a
-    fifth. MART's labels are certain.
+    One step stays as large a part of the radius, but where the norm has a `single_step` of its own, which starts at
+    random. Several are 2.5 radii long together; TRADES and MART take 7 of a fifth. MART's labels are not mixed.
 
     Example:
         >>> attack_for("photographs", {"eps": 3.0})

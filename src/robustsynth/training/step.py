@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from robustsynth.constraints import ball
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
+from robustsynth.processes import SINGLE, Team
 from robustsynth.randomness import generator
 from robustsynth.training.attack import AttackNetwork, divergence, recipe_attack
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.data import augment, cutmix
-from robustsynth.training.distributed import SINGLE, Team
 from robustsynth.training.settings import TrainSettings
 
 STEP, DROPOUT, CUTMIX = 2, 4, 5
@@ -125,7 +125,6 @@ def train_step(
     steps_per_epoch: int,
     size: int,
     team: Team = SINGLE,
-    outer: nn.Module | None = None,
     frozen: AttackNetwork | None = None,
 ) -> StepResult:
     """Attack a batch and move the weights of ``state.network`` against it, by the recipe of ``state.settings``.
@@ -142,7 +141,6 @@ def train_step(
         steps_per_epoch: steps of an epoch.
         size: side in pixels that the run ends at.
         team: the processes that take this step together, each with its part of the batch as `images`.
-        outer: ``state.network`` as ``team.wrapped`` gives it.
         frozen: copy of ``state.network``, for the attack to ask in its place.
 
     Raises:
@@ -161,10 +159,10 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
-    descend = functools.partial(_descend, state, predict, outer or state.network, team)
+    descend = functools.partial(_descend, state, predict, team)
     with _dropout(state, team, images.device):
         if settings.recipe == "free":
-            result = _replay(state, descend, images, labels, settings.eps * scale)
+            result = _replay(state, descend, images, labels, settings.eps * scale, team)
         else:
             result = _attack_and_descend(state, descend, predict, images, labels, generators, scale, team, frozen)
     # Batch norm's running statistics.
@@ -184,23 +182,15 @@ def _dropout(state: TrainState, team: Team, device: torch.device) -> Iterator[No
 
 
 def _descend(
-    state: TrainState,
-    predict: Callable[[nn.Module], Network],
-    network: nn.Module,
-    team: Team,
-    loss: Callable[[Network], Tensor],
-    index: int,
+    state: TrainState, predict: Callable[[nn.Module], Network], team: Team, loss: Callable[[Network], Tensor]
 ) -> float:
-    """Add the gradient of part `index` of a batch; its share of the loss, over all processes."""
-    parts = state.settings.accumulate
-    with team.summing(network, last=index + 1 == parts):
-        # Wrapped networks prepare for the backward pass in the forward pass.
-        value = loss(predict(network))
-        mean = team.mean(float(value.detach()))
-        if not math.isfinite(mean):
-            raise state.not_finite("a finite loss")
-        (team.weighted(value) / parts).backward()
-    return mean / parts
+    """Add the gradient of one part of a batch; its share of the loss, over all processes."""
+    value = loss(predict(state.network)) / state.settings.accumulate
+    mean = team.mean(float(value.detach()))
+    if not math.isfinite(mean):
+        raise state.not_finite("a finite loss")
+    value.backward()
+    return mean
 
 
 def _attack_and_descend(
@@ -239,13 +229,15 @@ def _attack_and_descend(
         # Not the attack's copy: its weights are frozen.
         ascent = functools.partial(loss, predict(network))
         with perturbed_weights(network, ascent, settings.awp, team=team) if settings.awp else contextlib.nullcontext():
-            total += descend(loss, index)
+            total += descend(loss)
         shown = attacked if index == 0 else shown
-    _move(state)
+    _move(state, team)
     return StepResult(total, shown)
 
 
-def _replay(state: TrainState, descend: Callable[..., float], images: Tensor, labels: Tensor, eps: float) -> StepResult:
+def _replay(
+    state: TrainState, descend: Callable[..., float], images: Tensor, labels: Tensor, eps: float, team: Team
+) -> StepResult:
     """Free adversarial training (Shafahi et al. 2019, Algorithm 1).
 
     The same batch is trained on `free_replays` times; each pass gives both the weights' gradient and that of the
@@ -263,18 +255,18 @@ def _replay(state: TrainState, descend: Callable[..., float], images: Tensor, la
         state.optimizer.zero_grad()
         total, trained_on = 0.0, attacked
         moved: list[Tensor] = []
-        for index, (part, center, truth) in enumerate(_parts(settings.accumulate, attacked, images, labels)):
+        for part, center, truth in _parts(settings.accumulate, attacked, images, labels):
             variable = part.detach().requires_grad_(True)
 
             def loss(logits: Network, variable: Tensor = variable, truth: Tensor = truth) -> Tensor:
                 return F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
 
-            total += descend(loss, index)
+            total += descend(loss)
             assert variable.grad is not None
             with torch.no_grad():
                 moved.append(constraint.project(part + eps * constraint.direction(variable.grad), center))
         attacked = torch.cat(moved)
-        _move(state)
+        _move(state, team)
     state.perturbation = (attacked - images).detach()
     return StepResult(total, trained_on)
 
@@ -284,8 +276,9 @@ def _parts(count: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(t.split(len(t) // count) for t in tensors), strict=True))
 
 
-def _move(state: TrainState) -> None:
+def _move(state: TrainState, team: Team) -> None:
     """Let the optimizer take its step, once every part's gradient is there."""
+    team.average([p.grad for p in state.network.parameters() if p.grad is not None])
     # Without a bound the norm is still taken: a gradient that is not finite must not reach the weights, whose
     # checkpoint would replace the last good one.
     bound = state.settings.clip_norm or math.inf
