@@ -196,7 +196,7 @@ class Team:
     """
 
     def __init__(self, workers: Workers = ALONE, *, batch_size: int = 1, accumulate: int = 1) -> None:
-        self.workers, self.count, self.share = workers, batch_size, 1.0
+        self.workers, self.batch_size, self.count, self.share = workers, batch_size, batch_size, 1.0
         self.rows: Tensor | None = None
         if workers.alone:
             return
@@ -206,10 +206,9 @@ class Team:
                 f"expected at least one image of a batch for each of {workers.size} processes, got {part}; "
                 "raise --batch-size, lower --accumulate or start fewer processes"
             )
-        runs = [torch.arange(part * r // workers.size, part * (r + 1) // workers.size) for r in range(workers.size)]
-        self._rows_of_all = [torch.cat([run + start for start in range(0, batch_size, part)]) for run in runs]
-        self.rows = self._rows_of_all[workers.rank]
-        self.count, self.share = len(self.rows), len(runs[workers.rank]) / part
+        first, end = (part * rank // workers.size for rank in (workers.rank, workers.rank + 1))
+        self.rows = torch.cat([torch.arange(first, end) + start for start in range(0, batch_size, part)])
+        self.count, self.share = len(self.rows), (end - first) / part
 
     def own(self, batch: Tensor) -> Tensor:
         """This process's images of a batch (N, …) of all processes."""
@@ -219,14 +218,10 @@ class Team:
         """Every process's images (n, …) of a batch, put together in the batch's order (N, …)."""
         if self.rows is None:
             return images
-        # All must send as much: those with fewer images fill up.
-        mine = images.new_zeros(max(map(len, self._rows_of_all)), *images.shape[1:])
-        mine[: len(images)] = images.detach()
-        sent = [torch.empty_like(mine) for _ in self._rows_of_all]
-        dist.all_gather(sent, mine)
-        batch = images.new_empty(sum(map(len, self._rows_of_all)), *images.shape[1:])
-        for rows, values in zip(self._rows_of_all, sent, strict=True):
-            batch[rows.to(batch.device)] = values[: len(rows)]
+        # Each adds its own to zeros: numbers of images differ, which gathering does not allow.
+        batch = images.new_zeros(self.batch_size, *images.shape[1:])
+        batch[self.rows.to(batch.device)] = images.detach()
+        dist.all_reduce(batch)
         return batch
 
     def mean(self, value: float) -> float:

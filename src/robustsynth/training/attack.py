@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustsynth.constraints import ball
-from robustsynth.loop import Problem, pgd
+from robustsynth.loop import Objective, Problem, pgd
 from robustsynth.models.folding import fold_and_tell, reduce_but_logits, reducible
 from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import normal
@@ -74,6 +75,10 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     return F.kl_div(*logs, reduction="none", log_target=True).sum(1)
 
 
+def _minus_divergence(network: Network, reference: Tensor, images: Tensor) -> Tensor:
+    return -divergence(reference, network(images))
+
+
 def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
     """Steps of the training's attack, and their length, after it has been made stronger `level` times.
 
@@ -116,28 +121,24 @@ def recipe_attack(
     Raises:
         NonFiniteError: a gradient became NaN or infinite.
     """
-    norm, eps = settings.norm, scale * settings.eps
-    steps, step_size = strength(settings, level)
-    step_size *= scale
-    if settings.recipe == "fast" and level == 0:
-        start = (
-            ball(norm, settings.fast_noise * eps).random_start(images, generators) if settings.fast_noise else images
-        )
+    eps, noise, fast = scale * settings.eps, settings.fast_noise, settings.recipe == "fast" and level == 0
+    steps, step_size = (1, settings.eps) if fast else strength(settings, level)
+    start, reach = images, ball(settings.norm, eps)
+    objective: Objective = Untargeted(network, labels)
+    if fast:
+        start = ball(settings.norm, noise * eps).random_start(images, generators) if noise else images
         # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
-        reach = ball(norm, (settings.fast_noise + 1) * eps * (1 + 1e-5))
-        problem = Problem(start, Untargeted(network, labels), reach, center=images)
-        return pgd(problem, step_size=eps, steps=1, use_best=False)
-    if settings.recipe == "trades":
+        reach = ball(settings.norm, (noise + 1) * eps * (1 + 1e-5))
+    elif settings.recipe == "trades":
         with torch.no_grad():
-            reference = network(images)
+            objective = functools.partial(_minus_divergence, network, network(images))
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
         start = (images + TRADES_NOISE * normal(generators, images.shape[1:]).to(images.device)).clamp(0, 1)
-        problem = Problem(start, lambda x: -divergence(reference, network(x)), ball(norm, eps), center=images)
-        return pgd(problem, step_size=step_size, steps=steps, use_best=False)
-    # What collapsed without noise begins with it from then on.
-    random = generators if settings.random_start or level > 0 else None
-    given: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "steps": steps, "random_start": random}
-    return adversarial_images(network, images, labels, **given)
+    elif settings.random_start or level > 0:
+        # What collapsed without noise begins with it from then on.
+        start = reach.random_start(images, generators)
+    problem = Problem(start, objective, reach, center=images)
+    return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
 
 
 def count_clean_and_robust(

@@ -66,7 +66,7 @@ class InMemory:
     def read(self, numbers: np.ndarray) -> Batch:
         """The images of these numbers."""
         # Indexing by an array copies from the memory map, so that the tensor may be written to.
-        return as_batch(self.data.images[numbers], self.data.labels[numbers], self.device)
+        return _as_batch(self.data.images[numbers], self.data.labels[numbers], self.device)
 
 
 SUBSTREAMS = 16
@@ -147,7 +147,7 @@ class Streamed:
         for _ in range(first, len(self.kept) // settings.batch_size):
             given = self._next(loader)
             images, labels = (torch.cat(each, 1).flatten(0, 2) for each in zip(*given, strict=True))
-            yield as_batch(images, labels, self.device)
+            yield _as_batch(images, labels, self.device)
 
     def _next(self, loader: Iterator[Any]) -> list[tuple[Tensor, Tensor]]:
         """What each decoder has of a step."""
@@ -170,7 +170,7 @@ class Streamed:
         """See `InMemory`; decoded once."""
         if self._held_images is None:
             self._held_images = self.stream.data(self.held)
-        return as_batch(self._held_images.images[start:stop], self._held_images.labels[start:stop], self.device)
+        return _as_batch(self._held_images.images[start:stop], self._held_images.labels[start:stop], self.device)
 
     def for_seeds(self) -> tuple[ImageData, np.ndarray]:
         """As many of each class as fit, the first in the shards; at the side that seeds are fitted at."""
@@ -183,13 +183,8 @@ class Streamed:
         return self.stream.data(self.kept[np.sort(chosen)], image_size=side), np.array([], dtype=np.int64)
 
 
-def as_batch(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device) -> Batch:
-    """Images uint8 (n, H, W, C) and labels as training takes them.
-
-    Example:
-        >>> as_batch(np.full((1, 2, 2, 3), 255, np.uint8), np.array([4]), torch.device("cpu"))[0].shape
-        torch.Size([1, 3, 2, 2])
-    """
+def _as_batch(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device) -> Batch:
+    """Images uint8 (n, H, W, C) and labels as training takes them."""
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     return images.to(device).permute(0, 3, 1, 2).float() / 255, labels.to(device)
 

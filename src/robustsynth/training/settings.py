@@ -131,12 +131,7 @@ class TrainSettings:
 
     @property
     def guarded(self) -> bool:
-        """Whether the run is looked after for catastrophic overfitting: its attack has but one step.
-
-        Example:
-            >>> TrainSettings(recipe="fast").guarded, TrainSettings(attack_steps=7).guarded
-            (True, False)
-        """
+        """Whether the run is guarded against catastrophic overfitting: its attack has one step."""
         one_step = self.recipe == "fast" or (self.recipe != "free" and self.attack_steps == 1)
         return self.eps > 0 and self.guard_every > 0 and one_step
 
