@@ -144,16 +144,9 @@ class TrainState:
         contents |= {name: getattr(self, name).state_dict() for name in PARTS}
         write_checkpoint(contents | {name: getattr(self, name) for name in PLAIN}, folder)
 
-    def load(
-        self,
-        folder: Path,
-        device: torch.device,
-        *,
-        announce: Callable[[str], object] = lambda line: None,
-        set_aside: bool = True,
-    ) -> None:
+    def load(self, folder: Path, device: torch.device, **how: Any) -> None:
         """Become what `save` wrote, as by `read_checkpoint`; a `UserError` where it is of other settings or data."""
-        contents = read_checkpoint(folder, device, announce=announce, set_aside=set_aside)
+        contents = read_checkpoint(folder, device, **how)
         ours, saved = (dataclasses.asdict(each) for each in (self.settings, settings_from(contents["settings"])))
         if differing := [f"{n} ({ours[n]} in place of {v})" for n, v in saved.items() if v != ours[n]]:
             raise UserError(
@@ -179,13 +172,9 @@ class TrainState:
 def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.SGD:
     """SGD that decays weights, and biases and norms only where the settings say so."""
     decay, momentum = settings.weight_decay, settings.momentum
-    groups = [
-        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": decay},
-        {
-            "params": [p for p in network.parameters() if p.ndim <= 1],
-            "weight_decay": decay if settings.decay_norms else 0.0,
-        },
-    ]
+    weights, others = ([p for p in network.parameters() if (p.ndim > 1) == kind] for kind in (True, False))
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}]
+    groups.append({"params": others, "weight_decay": decay if settings.decay_norms else 0.0})
     nesterov = settings.nesterov and momentum > 0
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=nesterov, foreach=True)
 

@@ -90,14 +90,8 @@ class Streamed:
     """Batches of a stream, as `InMemory` has them: images are decoded while the run goes on, in their own processes.
 
     A batch takes as many rows of each substream, whose order is the same whatever the processes and decoders, so that
-    a batch is, too. The first images of the first shards are held out.
-
-    Args:
-        stream: the images.
-        settings: of the run.
-        workers: the processes that train; each reads and decodes its own substreams.
-        device: that trains.
-        decoders: processes that decode, for each that trains; 0 to decode in that itself.
+    a batch is, too. The first images of the first shards are held out. Each of `workers` reads and decodes its own
+    substreams, in `decoders` processes; in itself where they are 0.
 
     Raises:
         UserError: the number of processes does not divide that of substreams.

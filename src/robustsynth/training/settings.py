@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from robustsynth.errors import UnknownNameError, UserError
@@ -86,12 +86,12 @@ class TrainSettings:
     stored_size: int | None = None
     early_size: int | None = None
     early_share: float = 0.4
-    recipe: str = "pgd"
+    recipe: str = field(default="pgd", metadata={"choices": ("pgd", "trades", "mart", "free", "fast")})
     norm: str = "l2"
     eps: float = 0.5
     attack_steps: int = 7
     attack_step_size: float = 0.1
-    attack_statistics: str = "eval"
+    attack_statistics: str = field(default="eval", metadata={"choices": ("eval", "train")})
     eps_warmup: float = 0.0
     random_start: bool = True
     trades_beta: float = 6.0
@@ -105,7 +105,7 @@ class TrainSettings:
     batch_size: int = 128
     accumulate: int = 1
     learning_rate: float = 0.1
-    schedule: str = "cosine"
+    schedule: str = field(default="cosine", metadata={"choices": ("cosine", "one-cycle", "step")})
     milestones: tuple[int, ...] = ()
     warmup: float = 0.0
     momentum: float = 0.9
@@ -115,7 +115,7 @@ class TrainSettings:
     label_smoothing: float = 0.0
     average: float = 0.998
     clip_norm: float = 1.0
-    crop: str = "pad"
+    crop: str = field(default="pad", metadata={"choices": ("pad", "resized", "none")})
     crop_area: float = 0.35
     flip: bool = True
     jitter: float = 0.0
@@ -177,14 +177,6 @@ class TrainSettings:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-CHOICES = {
-    "recipe": ("pgd", "trades", "mart", "free", "fast"),
-    "attack_statistics": ("eval", "train"),
-    "schedule": ("cosine", "step", "one-cycle"),
-    "crop": ("pad", "resized", "none"),
-}
-"""The names that settings of names take; those of norms are the constraints'."""
-
 SIZES = ("early_size", "image_size", "stored_size")
 """The settings of sides, none of which may be larger than the next."""
 
@@ -193,8 +185,8 @@ RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     ("of 4 or more pixels", lambda v: v >= 4, " ".join(SIZES)),
     ("positive and finite", lambda v: 0 < v < math.inf, "learning_rate trades_beta mart_weight"),
     ("finite and 0 or more", lambda v: 0 <= v < math.inf, "weight_decay clip_norm jitter eps fast_noise guard_every"),
-    ("of 0 or more and below 1", lambda v: 0 <= v < 1, "average early_share warmup eps_warmup label_smoothing"),
-    ("of 0 or more and below 1", lambda v: 0 <= v < 1, "momentum awp"),
+    ("of 0 or more and below 1", lambda v: 0 <= v < 1, "average awp early_share eps_warmup label_smoothing"),
+    ("of 0 or more and below 1", lambda v: 0 <= v < 1, "momentum warmup"),
     ("from 0 to 1", lambda v: 0 <= v <= 1, "cutmix"),
     ("above 0 and at most 1", lambda v: 0 < v <= 1, "crop_area guard_gap"),
     ("of 0 or more and below 2^63", lambda v: 0 <= v < 2**63, "seed"),
@@ -203,9 +195,10 @@ RANGES: list[tuple[str, Callable[[float], bool], str]] = [
 
 
 def _check_values(settings: TrainSettings) -> None:
-    for name, choices in CHOICES.items():
-        if getattr(settings, name) not in choices:
-            raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(settings, name)!r}")
+    for each in dataclasses.fields(settings):
+        choices, value = each.metadata.get("choices"), getattr(settings, each.name)
+        if choices and value not in choices:
+            raise UserError(f"expected {each.name} of {', '.join(choices)}, got {value!r}")
     for wanted, fits, names in RANGES:
         for name in names.split():
             value = getattr(settings, name)
