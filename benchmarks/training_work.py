@@ -1,4 +1,4 @@
-"""How much work a training run is, and how long that takes at a rate: for docs/guide/zoo.md's models that wait for a machine.
+"""How much work a training run is, and how long it takes at a rate: for docs/guide/zoo.md's untrained models.
 
     python benchmarks/training_work.py [--here 0.43] [--accelerator 80] [--table docs/guide/zoo.md]
 

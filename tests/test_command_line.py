@@ -17,11 +17,15 @@ from click.testing import CliRunner
 
 from robustsynth.cli import main
 from robustsynth.cli.generate import command as generate_command
-from robustsynth.cli.options import attribute_help, parse_classes
+from robustsynth.cli.options import parse_classes
 from robustsynth.errors import UserError
 from robustsynth.images import read_image
-from robustsynth.tasks import samples
-from robustsynth.tasks.settings import GenerateSettings
+from robustsynth.presets import read_preset
+from robustsynth.run_folder import NpzSamples, PngSamples
+from robustsynth.tasks.generate import GenerateSettings
+from robustsynth.tasks.settings import preset_names
+from robustsynth.tasks.table import TASKS
+from robustsynth.tasks.task import attribute_help
 
 FIXED = ["--precision", "float32", "--batch-size", "4", "--device", "cpu"]
 
@@ -46,11 +50,12 @@ def refused(result, *said: str) -> None:
 # ---- generate -----------------------------------------------------------------------------------------------------
 
 
-def test_generate_writes_pictures_grid_and_settings(tiny_folder, tmp_path):
+def test_generate_writes_images_a_grid_and_settings(tiny_folder, tmp_path):
     out = tmp_path / "new" / "out"
     result = draw(tiny_folder, out, "--classes", "ship,cat", "--num", "5", "--seed", "3", "--steps", "2")
     assert result.exit_code == 0, result.output
-    assert sorted(os.listdir(out)) == [*(f"{i:06d}.png" for i in range(5)), "grid.png", "settings.json"]
+    names = ["000000-ship", "000001-ship", "000002-ship", "000003-cat", "000004-cat"]
+    assert sorted(os.listdir(out)) == [*(f"{name}.png" for name in names), "grid.png", "settings.json"]
     record = json.loads((out / "settings.json").read_text())
     assert record["classes"] == ["ship", "cat"]
     assert (record["num"], record["seed"]) == (5, 3)
@@ -69,12 +74,12 @@ def test_generate_writes_npz(tiny_folder, tmp_path):
         assert opened["arr_1"].tolist() == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_both_formats_hold_the_same_pictures(tiny_folder, tmp_path):
+def test_both_formats_hold_the_same_images(tiny_folder, tmp_path):
     for file_format in ("png", "npz"):
         draw(tiny_folder, tmp_path / file_format, "--format", file_format, "--num", "5")
     with np.load(tmp_path / "npz" / "samples.npz") as opened:
-        for i, image in enumerate(opened["arr_0"]):
-            assert np.array_equal(image, read_image(tmp_path / "png" / f"{i:06d}.png").pixels)
+        for image, path in zip(opened["arr_0"], sorted((tmp_path / "png").glob("0*.png")), strict=True):
+            assert np.array_equal(image, read_image(path).pixels)
 
 
 def test_eight_images_a_class_if_nothing_is_said(tiny_folder, tmp_path):
@@ -97,7 +102,7 @@ def test_every_setting_is_an_option_with_help():
     options = {p.name: p for p in generate_command.params}
     for name in GenerateSettings.__dataclass_fields__:
         assert name in options, name
-        assert options[name].help == described[name], name
+        assert str(options[name].help).startswith(described[name]), name
         assert options[name].default is None or "Sentinel" in type(options[name].default).__name__, name
 
 
@@ -112,11 +117,11 @@ def test_a_second_run_draws_nothing_anew(tiny_folder, tmp_path):
 
 def test_other_settings_need_overwrite(tiny_folder, tmp_path):
     draw(tiny_folder, tmp_path, "--num", "3")
-    before = (tmp_path / "000000.png").read_bytes()
+    before = (tmp_path / "000000-cat.png").read_bytes()
     refused(draw(tiny_folder, tmp_path, "--num", "3", "--seed", "9"), "(seed)", "--overwrite")
-    assert (tmp_path / "000000.png").read_bytes() == before
+    assert (tmp_path / "000000-cat.png").read_bytes() == before
     assert draw(tiny_folder, tmp_path, "--num", "3", "--seed", "9", "--overwrite").exit_code == 0
-    assert (tmp_path / "000000.png").read_bytes() != before
+    assert (tmp_path / "000000-cat.png").read_bytes() != before
 
 
 WRONG = {
@@ -174,31 +179,40 @@ def test_missing_and_damaged_seeds(tiny_copy, tmp_path):
     assert draw(tiny_copy, tmp_path / "c", "--num", "1").exit_code == 0, "noise needs no seeds"
 
 
+TWELVE = [f"{i:06d}-{('cat', 'ship', 't-shirt')[i // 4]}" for i in range(12)]
+"""What twelve images of the tiny model are called."""
+
+
 @pytest.mark.parametrize("file_format", ["png", "npz"])
 def test_a_full_disk(tiny_folder, tmp_path, monkeypatch, file_format):
     """The third batch finds no room; the first two stay, and the same command goes on when there is room again."""
-    kind = samples.PngSamples if file_format == "png" else samples.NpzSamples
+    kind = PngSamples if file_format == "png" else NpzSamples
     plain, calls = kind.write, []
 
-    def write(self, indices, images, labels):
+    def write(self, indices, images, labels, texts):
         calls.append(indices)
         if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.out / "000008.png"))
-        plain(self, indices, images, labels)
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.out / "000008-t-shirt.png"))
+        plain(self, indices, images, labels, texts)
 
     arguments = (tiny_folder, tmp_path / "out", "--num", "12", "--format", file_format)
     monkeypatch.setattr(kind, "write", write)
-    refused(draw(*arguments), "No space left on device", "000008.png", "free some space and run the same command again")
+    refused(
+        draw(*arguments),
+        "No space left on device",
+        "000008-t-shirt.png",
+        "free some space and run the same command again",
+    )
     monkeypatch.undo()
-    assert kind(tmp_path / "out", 12).missing() == [8, 9, 10, 11]
+    assert kind(tmp_path / "out", TWELVE).missing() == [8, 9, 10, 11]
     result = draw(*arguments)
     assert result.exit_code == 0
     assert "8 of 12 images are there already" in result.output
     draw(tiny_folder, tmp_path / "whole", "--num", "12", "--format", file_format)
-    same_pictures(tmp_path / "out", tmp_path / "whole")
+    same_images(tmp_path / "out", tmp_path / "whole")
 
 
-def same_pictures(a: Path, b: Path) -> None:
+def same_images(a: Path, b: Path) -> None:
     names = sorted(p.name for p in b.iterdir() if p.suffix in (".png", ".npz"))
     assert sorted(p.name for p in a.iterdir() if p.suffix in (".png", ".npz") and p.name[0] != ".") == names
     for name in names:
@@ -216,22 +230,23 @@ def begin(*arguments: object) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("file_format", ["png", "npz"])
-def test_a_killed_job_goes_on_to_the_same_bytes(tiny_folder, tmp_path, file_format):
+def test_a_killed_command_goes_on_to_the_same_bytes(tiny_folder, tmp_path, file_format):
     arguments = ["--num", "10", "--steps", "60", "--format", file_format, "--batch-size", "2"]
     process = begin("generate", "--model", tiny_folder, "--out", tmp_path / "cut", *FIXED, *arguments)
-    kind = samples.PngSamples if file_format == "png" else samples.NpzSamples
+    kind = PngSamples if file_format == "png" else NpzSamples
+    names = [f"{i:06d}-{name}" for i, name in enumerate(["cat"] * 4 + ["ship"] * 3 + ["t-shirt"] * 3)]
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None and len(kind(tmp_path / "cut", 10).missing()) > 8:
+    while time.monotonic() < deadline and process.poll() is None and len(kind(tmp_path / "cut", names).missing()) > 8:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     output = process.communicate()[0].decode()
-    done = 10 - len(kind(tmp_path / "cut", 10).missing())
+    done = 10 - len(kind(tmp_path / "cut", names).missing())
     assert 0 < done < 10, output
     result = draw(tiny_folder, tmp_path / "cut", *arguments)
     assert result.exit_code == 0, result.output
     assert f"{done} of 10 images are there already" in result.output
     assert draw(tiny_folder, tmp_path / "whole", *arguments).exit_code == 0
-    same_pictures(tmp_path / "cut", tmp_path / "whole")
+    same_images(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_a_mistake_in_a_real_process(tiny_folder, tmp_path):
@@ -301,7 +316,9 @@ print("\\nMEASURED", used.ru_utime + used.ru_stime, ",".join(heavy) or "none")
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["inpaint", "--help"], ["train", "--help"]], ids=" ".join
+)
 def test_help_starts_at_once(arguments):
     seconds = []
     for _ in range(2):
@@ -317,9 +334,20 @@ def test_help_starts_at_once(arguments):
 
 def test_help_lists_every_command():
     listed = run("--help").output
-    for name in ("generate", "train", "evaluate", "models", "demo"):
-        assert name in listed
+    for name in (*TASKS, "features", "compare", "train", "evaluate", "import", "publish", "models", "demo"):
+        assert f"  {name} " in listed
         assert run(name, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_tells_presets_choices_and_defaults(task):
+    shown = " ".join(run(task, "--help").output.split())
+    for said in ("[l2|linf]", "[constant|linear]", "[paper: yes]", f"[paper: {TASKS[task].settings().steps}]"):
+        assert said in shown
+    listed = shown.split("--preset TEXT")[1].split("--")[0]
+    for preset in preset_names():
+        known = preset == "best" or task in read_preset("robustsynth.tasks", preset)
+        assert (f"{preset}," in listed or f"{preset};" in listed) == known, preset
 
 
 def test_unknown_commands():

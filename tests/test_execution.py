@@ -331,18 +331,18 @@ def measured(tmp_path, monkeypatch) -> list[str]:
         assert list(candidates) == ["float32", "bfloat16"], "float32 goes first, it sets the limit"
         return "bfloat16"
 
-    def smallest(network, images, sizes):
+    def times(network, images, sizes):
         seen.append("batch")
-        return sizes[1]
+        return {n: 1.0 * n if n == 2 else 1.5 * n for n in sizes}
 
     monkeypatch.setattr(execution, "fastest_precision", fastest)
-    monkeypatch.setattr(execution, "smallest_good_batch", smallest)
+    monkeypatch.setattr(execution, "seconds_a_batch", times)
     return seen
 
 
 def test_what_was_measured_is_remembered(tiny_folder, measured):
     first = load_model(tiny_folder, device="cpu").frozen().execution
-    assert first == Execution("bfloat16", execution.batch_sizes(16, torch.device("cpu"))[1], measured=True)
+    assert first == Execution("bfloat16", 2, measured=True)
     assert measured == ["precision", "batch"]
     again = load_model(tiny_folder, device="cpu").frozen()
     assert again.execution == first
@@ -377,9 +377,12 @@ DAMAGED = [
     "{}",
     "\x00\xff",
     '{"precision": "float32"}',
-    '{"precision": "fast", "batch_size": 8}',
-    '{"precision": "float32", "batch_size": 0}',
-    '{"precision": "float32", "batch_size": "8"}',
+    '{"precision": "bfloat16", "batch_size": 8, "measured": true}',
+    '{"precision": "fast", "seconds": {}}',
+    '{"precision": "bfloat16", "seconds": {"bfloat16": {"0": 1.0}}}',
+    '{"precision": "bfloat16", "seconds": {"bfloat16": {"8": -1.0}}}',
+    '{"precision": "bfloat16", "seconds": {"bfloat16": {"8": "long"}}}',
+    '{"precision": "bfloat16", "seconds": {"bfloat16": 8}}',
 ]
 
 
@@ -390,7 +393,7 @@ def test_a_damaged_cache_is_measured_anew(tiny_folder, measured, tmp_path, conte
     file.write_text(content, encoding="latin-1")
     assert load_model(tiny_folder, device="cpu").frozen().execution == expected
     assert measured == ["precision", "batch"] * 2
-    assert Execution(**json.loads(file.read_text())) == expected
+    assert json.loads(file.read_text())["precision"] == expected.precision
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(tiny, measured, tmp_path, monkeypatch):
@@ -429,15 +432,44 @@ def test_the_fastest_precision_is_chosen(clock, reduced, chosen):
         assert clock[0] < 4 * execution.BUDGET
 
 
-def test_the_smallest_batch_that_is_as_good(clock):
-    class Overhead(Slow):
-        def forward(self, x: Tensor) -> Tensor:
-            self.clock[0] += 0.004
-            return super().forward(x)
+def test_the_times_of_batches_are_those_of_one_pass(clock):
+    times = execution.seconds_a_batch(Slow(0.001, clock), torch.rand(4, 1, 2, 2), (1, 2, 4))
+    assert times == pytest.approx({1: 0.001, 2: 0.002, 4: 0.004})
+    assert clock[0] < 2 * execution.BUDGET
 
-    # Per image: 1.5, 1.25, 1.125 ms; then 1.004, 1.002, 1.001.
-    assert execution.smallest_good_batch(Overhead(0.001, clock), torch.rand(32, 1, 2, 2), (8, 16, 32)) == 32
-    assert execution.smallest_good_batch(Overhead(0.1, clock), torch.rand(32, 1, 2, 2), (8, 16, 32)) == 8
+
+OVERHEAD = {n: 0.004 + 0.001 * n for n in (1, 2, 4, 8, 16, 32)}
+"""Seconds of a batch on a machine on which each batch has a price of its own."""
+
+
+@pytest.mark.parametrize(
+    ("images", "chosen"), [(1, 1), (2, 2), (3, 4), (5, 8), (16, 16), (17, 8), (40, 8), (1000, 32), (None, 32)]
+)
+def test_the_batch_that_takes_all_images_least_time(images, chosen):
+    assert execution.best_batch(OVERHEAD, list(OVERHEAD), images) == chosen
+
+
+@pytest.mark.parametrize("images", [1, 5, 16, 1000, None])
+def test_of_batches_that_are_as_good_the_smallest(images):
+    assert execution.best_batch({n: 0.1 * n for n in OVERHEAD}, list(OVERHEAD), images) == 1
+
+
+def test_one_image_pays_for_no_padding_and_no_measurement(tiny_folder, measured):
+    assert load_model(tiny_folder, device="cpu").frozen(images=1).execution.batch_size == 1
+    assert measured == ["precision"]
+
+
+def test_more_images_measure_larger_batches_once(tiny_folder, measured):
+    for images in (3, 4, 16, 1000, None, 1000, 3):
+        load_model(tiny_folder, device="cpu").frozen(images=images)
+    assert measured == ["precision", "batch", "batch", "batch"]
+
+
+def test_batches_of_several_sizes_share_one_network(tiny):
+    small, large = (tiny.frozen(precision="float32", batch_size=n) for n in (1, 8))
+    assert (small.execution.batch_size, large.execution.batch_size) == (1, 8)
+    assert small.network is large.network
+    assert tiny.frozen(precision="float32", batch_size=8) is large
 
 
 def test_the_true_measurement_is_short(tiny_folder, tmp_path, monkeypatch):

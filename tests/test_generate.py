@@ -1,4 +1,4 @@
-"""Generation: the same seed gives the same bytes, in any company, and settings are found in the right order."""
+"""Generation: the same seed gives the same bytes whatever else is drawn, and settings are found in the right order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from robustsynth.tasks.batches import solve_in_batches
 from torch import Tensor, nn
 
 import robustsynth as rs
@@ -22,8 +21,10 @@ from robustsynth.models.classifier import Classifier
 from robustsynth.models.store import load_model
 from robustsynth.objectives import CrossEntropy
 from robustsynth.seeds import SEED_KINDS, ClassSeeds, fit_class_seeds, sample_seeds
-from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.settings import GenerateSettings, preset_names, resolve_settings
+from robustsynth.solver import Stated, solve
+from robustsynth.tasks.functions import generate, generate_steps
+from robustsynth.tasks.generate import GENERATE, GenerateSettings
+from robustsynth.tasks.settings import preset_names, resolve_settings
 
 FIXED = {"precision": "float32", "batch_size": 8}
 
@@ -50,7 +51,7 @@ def _streams(seed: int, count: int) -> list[torch.Generator]:
 
 
 @pytest.mark.parametrize("kind", BESIDE_A_MODEL)
-def test_pictures_become_their_class(tiny, kind):
+def test_images_become_their_class(tiny, kind):
     labels = torch.arange(12) % 3
     before = generate(tiny, labels, seeds_from=kind, steps=0, **FIXED)
     after = generate(tiny, labels, seeds_from=kind, eps=6.0, step_size=0.5, steps=12, **FIXED)
@@ -70,7 +71,7 @@ def test_a_seed_gives_the_same_bytes(tiny, tiny_folder, kind):
 
 @pytest.mark.parametrize("fixture", ["tiny_folder", "digits_folder"])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_an_images_bytes_do_not_depend_on_its_company(fixture, batch_size, request):
+def test_an_images_bytes_do_not_depend_on_the_others(fixture, batch_size, request):
     model = load_model(request.getfixturevalue(fixture), device="cpu")
     labels = torch.arange(40) % 3
     given = {"precision": "float32", "batch_size": batch_size, "eps": 3.0, "steps": 3}
@@ -81,33 +82,29 @@ def test_an_images_bytes_do_not_depend_on_its_company(fixture, batch_size, reque
     assert torch.equal(generate(model, labels[chosen], indices=chosen, **given), whole[chosen])
 
 
-def test_reduced_precision_draws_the_same_picture(tiny):
+def test_reduced_precision_draws_the_same_image(tiny):
     labels = torch.arange(8) % 3
     exact, reduced = (generate(tiny, labels, precision=p, batch_size=8) for p in ("float32", "bfloat16"))
     assert float((exact - reduced).abs().mean()) < 2 / 255
 
 
-def test_on_step_sees_every_batch(tiny):
-    seen = []
-    generate(
-        tiny,
-        [0, 1, 2, 0, 1],
-        precision="float32",
-        batch_size=2,
-        steps=2,
-        on_step=lambda i, s: seen.append((i, s.index)),
-    )
-    assert seen == [(i, k) for i in ((0, 1), (2, 3), (4,)) for k in range(3)]
+def test_the_generator_shows_every_step_of_every_batch(tiny):
+    steps = generate_steps(tiny, [0, 1, 2, 0, 1], precision="float32", batch_size=2, steps=2)
+    seen = [(progress.indices, progress.step, progress.finished) for progress in steps]
+    assert seen == [(i, k, k == 2) for i in ((0, 1), (2, 3), (4,)) for k in range(3)]
 
 
-def test_on_step_may_stop(tiny):
-    stopped = generate(tiny, [0, 1], steps=9, on_step=lambda i, s: s.index < 2, use_best=False, **FIXED)
-    assert torch.equal(stopped, generate(tiny, [0, 1], steps=2, use_best=False, **FIXED))
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_preview_is_what_fewer_steps_would_give(tiny, step):
+    steps = generate_steps(tiny, [0, 1], steps=9, use_best=False, **FIXED)
+    stopped = next(progress.previews for progress in steps if progress.step == step)
+    assert torch.equal(stopped, generate(tiny, [0, 1], steps=step, use_best=False, **FIXED))
 
 
 def test_no_labels_give_no_images(tiny):
     for labels in ([], torch.empty(0, dtype=torch.long)):
         assert generate(tiny, labels, **FIXED).shape == (0, 3, 16, 16)
+        assert generate(tiny, labels, start=torch.empty(0, 3, 16, 16), **FIXED).shape == (0, 3, 16, 16)
 
 
 def test_linear_steps_fall_to_zero(tiny):
@@ -121,7 +118,7 @@ def test_linear_steps_fall_to_zero(tiny):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 1.0), ("linf", 0.05)])
-def test_pictures_stay_in_the_ball(tiny, norm, eps):
+def test_images_stay_in_the_ball(tiny, norm, eps):
     start = generate(tiny, [0, 1, 2], steps=0, **FIXED)
     moved = generate(tiny, [0, 1, 2], norm=norm, eps=eps, step_size=0.5, steps=6, use_best=False, **FIXED) - start
     size = moved.flatten(1).norm(dim=1) if norm == "l2" else moved.flatten(1).abs().amax(1)
@@ -136,6 +133,10 @@ def test_start_images(tiny):
     start = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(generate(tiny, [0, 1, 2], start=start, steps=0, **FIXED), start)
     assert torch.equal(generate(tiny, [0, 1, 2], start=start.double(), steps=0, **FIXED), start)
+    eight_bits = (255 * start).round().to(torch.uint8)
+    assert torch.equal(generate(tiny, [0, 1, 2], start=eight_bits, steps=0, **FIXED), eight_bits.float() / 255)
+    pixels = eight_bits.permute(0, 2, 3, 1).numpy()
+    assert torch.equal(generate(tiny, [0, 1, 2], start=pixels, steps=0, **FIXED), eight_bits.float() / 255)
     part = generate(tiny, [2, 1], start=start[[2, 1]], indices=[2, 1], **FIXED)
     assert torch.equal(part, generate(tiny, [0, 1, 2], start=start, **FIXED)[[2, 1]])
 
@@ -144,9 +145,10 @@ BAD_STARTS = {
     "fewer than labels": (torch.rand(2, 3, 16, 16), r"start images \(3, 3, 16, 16\), one a label"),
     "more than labels": (torch.rand(4, 3, 16, 16), "one a label"),
     "another size": (torch.rand(3, 3, 8, 8), "one a label"),
-    "another colour": (torch.rand(3, 1, 16, 16), "one a label"),
-    "bytes": (torch.zeros(3, 3, 16, 16, dtype=torch.uint8), "floating tensor"),
-    "no batch": (torch.rand(3, 16, 16), "floating tensor"),
+    "another colour": (torch.rand(3, 1, 16, 16), r"\(N, 3, H, W\), got \(3, 1, 16, 16\); give 3 channels"),
+    "of several sizes": ([torch.rand(3, 16, 16), torch.rand(3, 8, 8), torch.rand(3, 16, 16)], "3 of several sizes"),
+    "one for all": (torch.rand(3, 16, 16), "one a label"),
+    "whole numbers": (torch.zeros(3, 3, 16, 16, dtype=torch.int64), "uint8, or of floats"),
     "outside": (torch.full((3, 3, 16, 16), 1.5), r"start with values in \[0, 1\]"),
 }
 
@@ -176,7 +178,7 @@ def test_a_folder_of_start_images(tiny, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found none"):
         generate(tiny, [0], seeds_from=str(tmp_path / "empty"), **FIXED)
-    (tmp_path / "own" / "1.png").write_text("no picture")
+    (tmp_path / "own" / "1.png").write_text("no image")
     with pytest.raises(UserError, match=r"1\.png, but it cannot be read"):
         generate(tiny, [0, 1], seeds_from=str(tmp_path / "own"), **FIXED)
 
@@ -196,7 +198,7 @@ def plain(**given) -> Classifier:
 
 def test_a_wrapped_network_starts_from_noise():
     model = plain(image_size=12)
-    assert resolve_generate(model).seeds_from == "uniform"
+    assert GENERATE.resolve(model).seeds_from == "uniform"
     assert generate(model, [0, 3], steps=2, **FIXED).shape == (2, 3, 12, 12)
     for kind in ("normal", "multivariate", "mixture"):
         with pytest.raises(UserError, match="a wrapped network has none; use seeds_from='uniform'"):
@@ -216,8 +218,8 @@ def test_a_network_for_any_size_is_given_a_start(tmp_path):
 
 
 def test_seeds_of_another_model_are_refused(tiny_copy):
-    pictures = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
-    fit_class_seeds(pictures, np.arange(10) % 5, classes=5, image_size=16, rank=2).save(tiny_copy)
+    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    fit_class_seeds(images, np.arange(10) % 5, classes=5, image_size=16, rank=2).save(tiny_copy)
     with pytest.raises(UserError, match=r"seeds\.safetensors with SHA-256 .*restore it"):
         generate(load_model(tiny_copy, device="cpu"), [0], **FIXED)
     dataclasses.replace(ModelCard.load(tiny_copy), sha256={}).save(tiny_copy)
@@ -235,12 +237,36 @@ def test_seeds_of_another_model_are_refused(tiny_copy):
         ([0, -1], "labels from 0 to 2, got -1 to 0"),
         ([0.5], "integers, got torch.float32"),
         ([[0, 1]], r"integers, got torch.int64 \(1, 2\)"),
-        (1, "integers"),
+        (0.5, "integers"),
+        ([[[1]]], "integers"),
     ],
 )
 def test_bad_labels(tiny, labels, message):
-    with pytest.raises(UserError, match=message):
-        generate(tiny, torch.tensor(labels), **FIXED)
+    for given in (labels, torch.tensor(labels)):
+        with pytest.raises(UserError, match=message):
+            generate(tiny, given, **FIXED)
+
+
+@pytest.mark.parametrize(
+    "labels", [None, [None], {"cat": 1}, [[0], [1, 2]], "shp", ["cat", "shp"], ["cat", 3], ["cat", None], object()]
+)
+def test_what_is_no_label_is_refused(tiny, labels):
+    with pytest.raises(UserError, match=r"label|class"):
+        generate(tiny, labels, **FIXED)
+
+
+def test_classes_go_by_name_or_number(tiny):
+    numbers = generate(tiny, [0, 1], **FIXED)
+    for labels in (
+        ["cat", "ship"],
+        ("cat", 1),
+        ["cat", np.int64(1)],
+        np.array([0, 1]),
+        torch.tensor([0, 1], dtype=torch.uint8),
+    ):
+        assert torch.equal(generate(tiny, labels, **FIXED), numbers)
+    for label in ("ship", 1, np.int64(1), torch.tensor(1), ["ship"]):
+        assert torch.equal(generate(tiny, label, **FIXED), generate(tiny, [1], **FIXED))
 
 
 def test_bad_indices(tiny):
@@ -336,7 +362,7 @@ def test_duke_takes_more_steps_from_poorer_seeds(kind, steps):
 
 def test_implied_noise_counts_as_said():
     """A model without seeds starts from noise, for which duke2023 takes 100 steps."""
-    assert resolve_generate(plain(image_size=224), preset="duke2023").steps == 100
+    assert GENERATE.resolve(plain(image_size=224), preset="duke2023").steps == 100
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -347,7 +373,7 @@ def test_every_preset_has_settings_for_every_size(preset, size):
 
 
 def test_a_cards_settings_are_used(tiny):
-    settings = resolve_generate(tiny)
+    settings = GENERATE.resolve(tiny)
     assert (settings.eps, settings.step_size, settings.steps) == (2.0, 0.25, 4)
     assert torch.equal(generate(tiny, [0], **FIXED), generate(tiny, [0], eps=2.0, step_size=0.25, steps=4, **FIXED))
     assert not torch.equal(generate(tiny, [0], **FIXED), generate(tiny, [0], preset="duke2023", **FIXED))
@@ -425,13 +451,15 @@ def test_failures_are_named_by_place_in_what_was_asked_for(tiny):
 def test_every_batch_has_one_size(count):
     asked = []
 
-    def state(indices):
+    def state(indices, run, before):
         asked.append(tuple(indices))
-        return rs.Problem(torch.full((len(indices), 1, 1, 1), 0.5), lambda x: x.sum((1, 2, 3)), rs.Box())
+        start = torch.full((len(indices), 1, 1, 1), 0.5)
+        return Stated(rs.Problem(start, lambda x: x.sum((1, 2, 3)), rs.Box()))
 
     indices = list(range(10, 10 + count))
-    batches = list(solve_in_batches(indices, state, batch_size=4, step_size=0.1, steps=1))
-    assert [i for b in batches for i in b.indices] == indices
-    assert all(len(b.images) == len(b.indices) for b in batches)
+    batches = [indices[start : start + 4] for start in range(0, count, 4)]
+    done = [p for p in solve(batches, state, batch_size=4, step_size=0.1, steps=1) if p.finished]
+    assert [i for progress in done for i in progress.indices] == indices
+    assert all(len(progress.previews) == len(progress.indices) == len(progress.loss) for progress in done)
     assert all(len(a) == 4 for a in asked)
-    assert all(set(a) == set(b.indices) for a, b in zip(asked, batches, strict=True))
+    assert all(set(a) == set(progress.indices) for a, progress in zip(asked, done, strict=True))

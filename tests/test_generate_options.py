@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robustsynth.tasks.job import GenerateJob
-from robustsynth.tasks.scales import CoarseToFine, check_scales
 from torch import nn
 
 import robustsynth as rs
@@ -40,8 +38,15 @@ from robustsynth.seeds import (
     fit_class_mixtures,
     fit_class_seeds,
 )
-from robustsynth.tasks.generate import generate, resolve_generate
-from robustsynth.tasks.targets import check_targets, main_classes, named, parse_mix
+from robustsynth.tasks.functions import generate, generate_steps
+from robustsynth.tasks.generation import (
+    CoarseToFine,
+    check_scales,
+    check_targets,
+    main_classes,
+    named,
+    parse_mix,
+)
 
 FIXED = {"precision": "float32", "batch_size": 4}
 LABELS = torch.tensor([0, 1, 2, 2, 0])
@@ -96,7 +101,7 @@ def drawn(model: Classifier, other: Classifier, option: dict, places: list[int],
 
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
-def test_each_option_changes_pictures_and_none_depends_on_its_company(mixed, other, option):
+def test_each_option_changes_images_and_none_depends_on_the_others(mixed, other, option):
     whole = drawn(mixed, other, option, list(range(5)))
     assert whole.shape == (5, 3, 16, 16)
     assert not torch.equal(whole, drawn(mixed, other, {}, list(range(5))))
@@ -105,7 +110,7 @@ def test_each_option_changes_pictures_and_none_depends_on_its_company(mixed, oth
 
 
 def test_options_are_off_unless_asked_for(mixed, tiny):
-    """A model's pictures do not change because mixtures lie beside it."""
+    """A model's images do not change because mixtures lie beside it."""
     assert torch.equal(generate(mixed, LABELS, **FIXED), generate(tiny, LABELS, **FIXED))
     assert torch.equal(generate(tiny, LABELS, ensemble=[], scales=1, **FIXED), generate(tiny, LABELS, **FIXED))
 
@@ -113,8 +118,8 @@ def test_options_are_off_unless_asked_for(mixed, tiny):
 # ---- mixtures as seeds --------------------------------------------------------------------------------------------
 
 
-def two_moods(count: int, side: int = 8) -> np.ndarray:
-    """Pictures that are either dark and plain or bright and grainy: nothing like one normal."""
+def two_kinds(count: int, side: int = 8) -> np.ndarray:
+    """Images that are either dark and plain or bright and grainy: nothing like one normal."""
     random = np.random.default_rng(0)
     bright = np.arange(count) % 4 == 0
     level = np.where(bright, 190.0, 60.0)[:, None, None, None]
@@ -124,17 +129,17 @@ def two_moods(count: int, side: int = 8) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def moods() -> ClassSeeds:
-    pictures = two_moods(240)
+def kinds() -> ClassSeeds:
+    pictures = two_kinds(240)
     labels = np.repeat([0, 1], 120)
     seeds = fit_class_seeds(pictures, labels, classes=2, image_size=8, rank=3)
     return dataclasses.replace(seeds, mixtures=fit_class_mixtures(seeds, pictures, labels, components=2))
 
 
-def test_a_mixture_has_the_moods_that_one_normal_has_not(moods):
+def test_a_mixture_has_the_kinds_that_one_normal_has_not(kinds):
     labels = torch.zeros(400, dtype=torch.long)
     one, mixture = (
-        getattr(moods, kind)(labels, image_generators(0, range(400))) for kind in ("multivariate", "mixture")
+        getattr(kinds, kind)(labels, image_generators(0, range(400))) for kind in ("multivariate", "mixture")
     )
     level = mixture.mean((1, 2, 3))
     bright = level > 0.5
@@ -145,11 +150,11 @@ def test_a_mixture_has_the_moods_that_one_normal_has_not(moods):
     def grain(images: torch.Tensor) -> float:
         return float((images[..., 1:] - images[..., :-1]).std())
 
-    assert grain(mixture[bright]) > 2 * grain(mixture[~bright]), "and each is as grainy as its mood"
+    assert grain(mixture[bright]) > 2 * grain(mixture[~bright]), "and each is as grainy as its kind"
 
 
-def test_components_are_what_was_fitted(moods):
-    fitted = moods.mixtures
+def test_components_are_what_was_fitted(kinds):
+    fitted = kinds.mixtures
     torch.testing.assert_close(fitted.weights.sum(1), torch.ones(2))
     torch.testing.assert_close(fitted.weights.amin(1), torch.full((2,), 0.25), rtol=0.02, atol=0)
     assert torch.equal(fitted.factors, fitted.factors.tril())
@@ -193,12 +198,12 @@ def test_components_are_chosen_by_their_weights(uniform, weights):
     assert (edges[component - 1] if component else 0) - 1e-5 <= uniform <= edges[component] + 1e-5
 
 
-def test_mixtures_come_back_as_they_were_saved(moods, tmp_path):
-    moods.save(tmp_path)
-    path = moods.mixtures.save(tmp_path)
+def test_mixtures_come_back_as_they_were_saved(kinds, tmp_path):
+    kinds.save(tmp_path)
+    path = kinds.mixtures.save(tmp_path)
     again = ClassMixtures.load(tmp_path)
     for name in TENSORS:
-        torch.testing.assert_close(getattr(again, name), getattr(moods.mixtures, name), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(getattr(again, name), getattr(kinds.mixtures, name), rtol=1e-3, atol=1e-3)
     assert path.stat().st_size < 2 * sum(getattr(again, name).numel() for name in TENSORS) + 1000
 
 
@@ -210,17 +215,17 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_mixtures_are_named(moods, tmp_path, damage):
-    moods.save(tmp_path)
-    damage(moods.mixtures.save(tmp_path))
+def test_damaged_mixtures_are_named(kinds, tmp_path, damage):
+    kinds.save(tmp_path)
+    damage(kinds.mixtures.save(tmp_path))
     with pytest.raises(UserError, match=rf"mixtures in .*{MIXTURES_FILE}, but it is damaged .*--fit-mixtures"):
         ClassMixtures.load(tmp_path)
 
 
-def test_mixtures_of_other_seeds_are_refused(moods, tmp_path):
-    moods.save(tmp_path)
-    moods.mixtures.save(tmp_path)
-    dataclasses.replace(moods, std=moods.std + 1).save(tmp_path)
+def test_mixtures_of_other_seeds_are_refused(kinds, tmp_path):
+    kinds.save(tmp_path)
+    kinds.mixtures.save(tmp_path)
+    dataclasses.replace(kinds, std=kinds.std + 1).save(tmp_path)
     with pytest.raises(UserError, match=r"fitted to, but .*seeds\.safetensors is another file; fit the mixtures again"):
         ClassMixtures.load(tmp_path)
 
@@ -243,17 +248,17 @@ def test_a_card_knows_its_mixtures(mixed_folder, tiny_folder, tmp_path):
         generate(model, [0], seeds_from="mixture", **FIXED)
 
 
-def test_a_mixture_needs_images_enough(moods):
+def test_a_mixture_needs_images_enough(kinds):
     with pytest.raises(UserError, match="at least 15 images of each class for 3 components, got 10 of class 0"):
-        fit_class_mixtures(moods, two_moods(20), np.arange(20) % 2, components=3)
+        fit_class_mixtures(kinds, two_kinds(20), np.arange(20) % 2, components=3)
     with pytest.raises(UserError, match="1 or more components, got 0"):
-        fit_class_mixtures(moods, two_moods(20), np.arange(20) % 2, components=0)
+        fit_class_mixtures(kinds, two_kinds(20), np.arange(20) % 2, components=0)
 
 
-def test_without_scikit_learn_one_is_told_what_to_install(moods, monkeypatch):
+def test_without_scikit_learn_one_is_told_what_to_install(kinds, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
     with pytest.raises(UserError, match=r"scikit-learn .*pip install 'robustsynth\[fit\]'"):
-        fit_class_mixtures(moods, two_moods(20), np.arange(20) % 2)
+        fit_class_mixtures(kinds, two_kinds(20), np.arange(20) % 2)
 
 
 # ---- mixes of classes ---------------------------------------------------------------------------------------------
@@ -269,7 +274,7 @@ def test_a_mix_is_its_recipe(tiny, tiny_folder):
     assert torch.equal(got, rs.pgd(problem, step_size=0.3, steps=4))
 
 
-def test_pictures_of_a_mix_come_nearer_to_its_shares(tiny):
+def test_images_of_a_mix_come_nearer_to_its_shares(tiny):
     before, after = (generate(tiny, MIXES, steps=steps, eps=6.0, **FIXED) for steps in (0, 40))
     with torch.no_grad():
         away = [(tiny(x).softmax(1) - MIXES).abs().sum(1) for x in (before, after)]
@@ -390,7 +395,7 @@ def test_a_network_for_any_size_may_join(tiny):
 @settings(deadline=None)
 @given(scales=st.integers(1, 4), steps=st.integers(0, 40))
 def test_scales_follow_one_another(scales, steps):
-    """From the coarsest to the whole picture, at most a quarter of the steps, but a step at least, on canvases."""
+    """From the coarsest to the whole image, at most a quarter of the steps, but a step at least, on canvases."""
     constraint = CoarseToFine(ball("linf", 1.0), scales=scales, steps=steps)
     grad = torch.zeros(1, 1, 32, 32)
     grad[0, 0, 0, 0] = 1.0
@@ -435,10 +440,10 @@ def test_a_coarse_step_is_a_step_of_the_canvas(shape):
 
 
 def test_coarse_steps_leave_the_seeds_detail(tiny):
-    """Stopped before the fine scale, the change is smooth, not the picture."""
+    """Stopped before the fine scale, the change is smooth, not the image."""
     start = generate(tiny, [0, 1], steps=0, **FIXED)
     given = {"scales": 2, "steps": 16, "eps": 2.0, "use_best": False, **FIXED}
-    begun = generate(tiny, [0, 1], on_step=lambda i, s: s.index < 4, **given) - start
+    begun = next(p.previews for p in generate_steps(tiny, [0, 1], **given) if p.step == 4) - start
     whole = generate(tiny, [0, 1], **given) - start
 
     def roughness(change: torch.Tensor) -> float:
@@ -455,16 +460,14 @@ def test_canvases_have_a_least_size(size, most):
         check_scales(most + 1, size)
 
 
-def test_too_many_scales_are_refused_before_anything_is_written(tiny, tmp_path):
+def test_too_many_scales_are_refused_before_anything_is_written(tiny, tiny_folder, tmp_path):
     with pytest.raises(UserError, match=r"scales of 1 to 3 for images of 16 pixels, got 4: .* would have 2"):
         generate(tiny, [0], scales=4, **FIXED)
-    settings = dataclasses.replace(resolve_generate(tiny), scales=4)
-    with pytest.raises(UserError, match="got 4"):
-        GenerateJob(tiny, torch.tensor([0]), settings, tmp_path / "out", **FIXED).run()
+    assert "got 4" in draw(tiny_folder, tmp_path / "out", "--scales", "4", code=2)
     assert not (tmp_path / "out").exists()
 
 
-# ---- jobs and the command line ------------------------------------------------------------------------------------
+# ---- the command line -------------------------------------------------------------------------------------
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:
@@ -489,10 +492,12 @@ def test_mixes_on_the_command_line(tiny, tiny_folder, tmp_path):
     assert record_of(out)["classes"] == ["ship:0.75,cat:0.25", "t-shirt:1"]
     weights = torch.tensor([[0.25, 0.75, 0]] * 3 + [[0, 0, 1.0]] * 2)
     expected = rs.images.to_uint8(generate(tiny, weights, **FIXED))
-    pictures = [rs.images.read_image(out / f"{i:06d}.png").pixels for i in range(5)]
-    assert np.array_equal(np.stack(pictures), expected)
+    names = [f"{i:06d}-{'ship_0.75_cat_0.25' if i < 3 else 't-shirt_1'}" for i in range(5)]
+    assert sorted(p.stem for p in out.glob("0*.png")) == names
+    assert np.array_equal(np.stack([rs.images.read_image(out / f"{name}.png").pixels for name in names]), expected)
+    assert record_of(out)["labels"] == ["ship:0.75,cat:0.25"] * 3 + ["t-shirt:1"] * 2
     assert rs.images.read_image(out / "grid.png").pixels.shape[0] > 2 * 16, "a row for each mix"
-    assert "other settings (classes, labels_sha256)" in draw(tiny_folder, out, "--mix", "ship:1", "--num", "5", code=2)
+    assert "other ones (classes, labels_sha256)" in draw(tiny_folder, out, "--mix", "ship:1", "--num", "5", code=2)
     assert "--classes or --mix, got both" in draw(
         tiny_folder, tmp_path / "b", "--classes", "cat", "--mix", "cat:1", code=2
     )
@@ -510,9 +515,9 @@ def test_ensembles_on_the_command_line(tiny, other, tiny_folder, other_folder, d
     assert [member["name"] for member in record_of(out)["ensemble"]] == ["other"]
     assert record_of(out)["ensemble"][0]["sha256"] == other.card.sha256["model.safetensors"]
     expected = rs.images.to_uint8(generate(tiny, [0, 0], ensemble=[other], **FIXED))
-    assert np.array_equal(rs.images.read_image(out / "000001.png").pixels, expected[1])
+    assert np.array_equal(rs.images.read_image(out / "000001-cat.png").pixels, expected[1])
     refused = draw(tiny_folder, out, "--classes", "cat", "--num", "2", code=2)
-    assert "other settings (ensemble)" in refused
+    assert "other ones (ensemble)" in refused
     assert "same classes" in draw(tiny_folder, tmp_path / "b", "--ensemble", digits_folder, code=2)
     assert "unknown model" in draw(tiny_folder, tmp_path / "b", "--ensemble", f"{other_folder},nobody", code=2)
 
@@ -523,9 +528,9 @@ def test_a_folder_of_an_earlier_version_goes_on(tiny_folder, tmp_path):
     assert (record["ensemble"], record["settings"].pop("scales")) == (None, 1)
     del record["ensemble"]
     (tmp_path / "settings.json").write_text(json.dumps(record))
-    os.unlink(tmp_path / "000001.png")
+    os.unlink(tmp_path / "000001-ship.png")
     assert "2 of 3 images are there already" in draw(tiny_folder, tmp_path, "--num", "3")
-    assert "other settings (settings)" in draw(tiny_folder, tmp_path, "--num", "3", "--scales", "2", code=2)
+    assert "other ones (settings)" in draw(tiny_folder, tmp_path, "--num", "3", "--scales", "2", code=2)
 
 
 def test_mixtures_on_the_command_line(tiny_folder, tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from robustsynth.tasks.step_settings import PICTURE_TASKS
 
 from robustsynth.cli import main
 from robustsynth.errors import UserError
@@ -16,62 +15,69 @@ from robustsynth.fills import fill
 from robustsynth.images import save_png
 from robustsynth.presets import preset_files, read_preset
 from robustsynth.resampling import resample
-from robustsynth.tasks.inpaint import inpaint
-from robustsynth.tasks.settings import BEST, IMPROVED, GenerateSettings, resolve_settings
-from robustsynth.tasks.upscale import upscale
+from robustsynth.tasks.functions import inpaint, upscale
+from robustsynth.tasks.settings import BEST
+from robustsynth.tasks.table import TASKS
 
 FIXED = {"precision": "float32", "batch_size": 2}
 
 
+IMAGE_TASKS = [name for name, task in TASKS.items() if task.images]
+
+
 def untuned(size: int = 32, tasks: dict | None = None) -> SimpleNamespace:
     card = None if tasks is None else SimpleNamespace(tasks=tasks)
-    return SimpleNamespace(image_size=size, card=card, classes=tuple("abcdefghij"))
+    return SimpleNamespace(image_size=size, card=card, folder=None, classes=tuple("abcdefghij"))
 
 
-@pytest.mark.parametrize("task", PICTURE_TASKS)
+@pytest.mark.parametrize("task", IMAGE_TASKS)
 @pytest.mark.parametrize("preset", [None, BEST])
-def test_an_untuned_model_gets_the_papers_climb_from_a_better_start(task, preset):
-    kind = PICTURE_TASKS[task]
-    found = resolve_settings(kind, task, untuned(), preset=preset)
+def test_an_untuned_model_gets_the_papers_steps_from_a_better_start(task, preset):
+    found = TASKS[task].resolve(untuned(), preset=preset)
     if task in read_preset("robustsynth.tasks", "paper"):
-        paper = resolve_settings(kind, task, untuned(), preset="paper")
+        paper = TASKS[task].resolve(untuned(), preset="paper")
         assert (found.eps, found.step_size, found.steps) == (paper.eps, paper.step_size, paper.steps)
-    for name, value in IMPROVED.get(task, {}).items():
+    for name, value in TASKS[task].untuned.items():
         assert getattr(found, name) == value
+
+
+def test_better_starts_are_of_inpainting_and_of_enlarging():
+    assert {name: dict(task.untuned) for name, task in TASKS.items() if task.untuned} == {
+        "inpaint": {"fill": "edges"},
+        "upscale": {"start": "bicubic", "consistency": 10},
+    }
 
 
 def photographs(size: int = 128, *, flip: bool = True) -> SimpleNamespace:
     card = SimpleNamespace(tasks={}, training={"settings": {"flip": flip}})
-    return SimpleNamespace(image_size=size, card=card, classes=tuple("abcdefghij"))
+    return SimpleNamespace(image_size=size, card=card, folder=None, classes=tuple("abcdefghij"))
 
 
-KINDS = PICTURE_TASKS | {"generate": GenerateSettings}
-
-
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_untuned_model_of_photographs_sees_views_that_shift(task, flip):
-    found = resolve_settings(KINDS[task], task, photographs(flip=flip))
+    resolve = TASKS[task].resolve
+    found = resolve(photographs(flip=flip))
     assert found.shift == 8
     # A classifier that was never shown mirrored images may tell a class by its handedness.
     assert found.mirror == (flip and task != "paint")
     if task == "generate":
         assert found.seed_upsampling == "bicubic"
     for model in (untuned(), photographs(32)):
-        assert resolve_settings(KINDS[task], task, model).shift == 0
-    assert resolve_settings(KINDS[task], task, untuned(128)).mirror is False
-    asked = resolve_settings(KINDS[task], task, photographs(), given={"shift": 3, "mirror": False})
+        assert resolve(model).shift == 0
+    assert resolve(untuned(128)).mirror is False
+    asked = resolve(photographs(), given={"shift": 3, "mirror": False})
     assert (asked.shift, asked.mirror) == (3, False)
     if task in read_preset("robustsynth.tasks", "paper"):
-        assert resolve_settings(KINDS[task], task, photographs(), preset="paper").shift == 0
+        assert resolve(photographs(), preset="paper").shift == 0
 
 
 def test_tuned_settings_are_not_improved():
     model = untuned(tasks={"upscale": {"eps": 1.0}})
-    assert resolve_settings(PICTURE_TASKS["upscale"], "upscale", model).consistency == 0
+    assert TASKS["upscale"].resolve(model).consistency == 0
 
 
-def test_an_untuned_models_larger_picture_averages_to_the_given_one(tiny_copy):
+def test_an_untuned_models_larger_image_averages_to_the_given_one(tiny_copy):
     from robustsynth.models.store import load_model
 
     model = load_model(tiny_copy, device="cpu")
@@ -82,12 +88,12 @@ def test_an_untuned_models_larger_picture_averages_to_the_given_one(tiny_copy):
     assert float((resample(high, (8, 8), "area") - low).abs().mean()) < 1 / 255
 
 
-@pytest.mark.parametrize("task", PICTURE_TASKS)
+@pytest.mark.parametrize("task", IMAGE_TASKS)
 @pytest.mark.parametrize("preset", preset_files("robustsynth.tasks"))
 def test_a_preset_that_does_not_know_a_task_leaves_it_to_the_model(task, preset):
-    kind, model = PICTURE_TASKS[task], untuned(tasks={task: {"eps": 1.25, "steps": 7}})
-    found = resolve_settings(kind, task, model, preset=preset)
-    own = resolve_settings(kind, task, model)
+    model = untuned(tasks={task: {"eps": 1.25, "steps": 7}})
+    found = TASKS[task].resolve(model, preset=preset)
+    own = TASKS[task].resolve(model)
     assert (found == own) is (task not in read_preset("robustsynth.tasks", preset))
     assert own.steps == 7
 

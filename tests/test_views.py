@@ -1,4 +1,4 @@
-"""How pictures of any size are seen."""
+"""How a classifier sees images of any size."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from robustsynth.tasks.views import VIEWS, Shifted, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
 
 from robustsynth.errors import UserError
 from robustsynth.images import LARGEST
+from robustsynth.views import VIEWS, Shifted, View, Viewed, check_size, choose_views, moved, shift_of, size_ratio
 
-# So that no picture takes more views than are allowed.
+# So that no image takes more views than are allowed.
 sides = st.integers(16, 200)
 
 
 @given(sides, sides, sides, st.sampled_from([None, *VIEWS]))
-def test_views_cover_the_picture_and_stay_inside(height, width, side, kind):
+def test_views_cover_the_image_and_stay_inside(height, width, side, kind):
     seen = torch.zeros(height, width, dtype=torch.bool)
     for view in choose_views((height, width), side, kind):
         assert 0 <= view.top <= view.top + view.height <= height
@@ -37,7 +37,7 @@ def test_squares_overlap(height, width, side, kind):
 
 
 @pytest.mark.parametrize(("size", "count"), [((96, 128), 1), ((100, 100), 1), ((96, 240), 3), ((500, 100), 7)])
-def test_long_pictures_are_seen_in_squares(size, count):
+def test_long_images_are_seen_in_squares(size, count):
     assert len(choose_views(size, 32)) == count
 
 
@@ -48,20 +48,20 @@ def test_a_network_sees_its_own_size_and_gives_a_gradient_to_every_pixel():
         shapes.append(tuple(images.shape))
         return images.mean((2, 3))
 
-    pictures = torch.rand(2, 3, 40, 100, requires_grad=True)
-    Viewed(network, choose_views((40, 100), 16), 16)(pictures).sum().backward()
+    images = torch.rand(2, 3, 40, 100, requires_grad=True)
+    Viewed(network, choose_views((40, 100), 16), 16)(images).sum().backward()
     assert set(shapes) == {(2, 3, 16, 16)}
-    assert pictures.grad is not None
-    assert (pictures.grad > 0).all()
+    assert images.grad is not None
+    assert (images.grad > 0).all()
 
 
 def test_views_are_averaged():
     halves = [View(0, 0, 4, 4), View(0, 4, 4, 4)]
-    picture = torch.cat([torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)], 3)
-    assert Viewed(lambda x: x.mean((2, 3)), halves, 4)(picture).item() == 0.5
+    image = torch.cat([torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)], 3)
+    assert Viewed(lambda x: x.mean((2, 3)), halves, 4)(image).item() == 0.5
 
 
-def test_a_radius_grows_with_the_picture():
+def test_a_radius_grows_with_the_image():
     change = torch.full((1, 3, 60, 80), 0.1)
     small = torch.full((1, 3, 32, 32), 0.1)
     assert size_ratio((60, 80), 32, "l2") == pytest.approx((change.norm() / small.norm()).item(), rel=1e-5)
@@ -77,7 +77,7 @@ def test_sizes_that_make_no_sense_are_refused(size, said):
     assert LARGEST < 20_000**2
 
 
-def test_pictures_of_too_many_views_are_refused():
+def test_images_of_too_many_views_are_refused():
     with pytest.raises(UserError, match="views=whole"):
         choose_views((3000, 4000), 32, "tiles")
 
@@ -107,11 +107,11 @@ def test_a_shift_moves_right_and_down():
 
 
 def test_calls_shift_and_a_new_look_begins_anew():
-    picture = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def look() -> list[torch.Tensor]:
         seen = Shifted(lambda x: x.flatten(1), 3)
-        return [seen(picture) for _ in range(5)]
+        return [seen(image) for _ in range(5)]
 
     first, second = look(), look()
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))

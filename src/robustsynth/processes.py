@@ -149,12 +149,19 @@ class Workers:
         return [count > 0 for count in self.total([int(flag) for flag in flags])]
 
     def agreed(self, value: Callable[[], T]) -> T:
-        """Call `value` in the first process alone, and return its result in all of them."""
+        """Call `value` in the first process alone; all of them return its result, or raise its `UserError`."""
         if self.alone:
             return value()
-        box = [value() if self.first else None]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]  # pyright: ignore[reportReturnType]
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = value()
+            except UserError as error:
+                found[1] = str(error)
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+        if found[1] is not None:
+            raise UserError(found[1])
+        return found[0]
 
     def gathered(self, value: T) -> list[T]:
         """Every process's `value`, by rank."""

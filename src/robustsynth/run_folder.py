@@ -113,6 +113,8 @@ class RunFolder:
             UserError: the images that are there were made with others.
         """
         before = self.earlier.get("execution", {})
+        if not isinstance(before, dict) or not isinstance(before.get("batch_size", 1), int):
+            raise damaged(self.out)
         for name, value in (("precision", precision), ("batch_size", batch_size)):
             if name in before and value not in (None, before[name]):
                 raise UserError(
@@ -128,8 +130,11 @@ class RunFolder:
             return
         self.begun = True
         for name in self._files(self._there or {}) if self.replaces else ():
-            with contextlib.suppress(FileNotFoundError):
-                (self.out / name).unlink()
+            path = self.out / name
+            # A record may come from anywhere: it must not name files of other folders.
+            if path.parent.resolve() in (self.out.resolve(), (self.out / UNFINISHED).resolve()):
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
         self.save(**record)
 
     def save(self, **record: Any) -> None:
@@ -179,8 +184,13 @@ def read_settings(out: Path) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"expected settings in {out / SETTINGS_FILE}, but it is damaged; choose another --out")
+        raise damaged(out)
     return record
+
+
+def damaged(out: Path) -> UserError:
+    """The error for a ``settings.json`` that this package cannot have written."""
+    return UserError(f"expected settings in {out / SETTINGS_FILE}, but it is damaged; choose another --out")
 
 
 def model_identity(model: Classifier, name: str | None = None) -> dict[str, Any]:

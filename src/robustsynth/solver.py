@@ -194,8 +194,9 @@ class Results:
 
     @property
     def under_way(self) -> Progress | None:
-        """The batch that was begun and is not finished."""
-        return None if self.last is None or self.last.finished else self.last
+        """The batch that was begun and whose results are not kept yet."""
+        last = self.last
+        return None if last is None or all(index in self.images for index in last.indices) else last
 
     def states(self) -> list[ImageState]:
         """What became of each image, in the order of `indices`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import sys
 from typing import Any
 
 import click
 
+from robustsynth.cli.progress import STOPPED, say
 from robustsynth.errors import UserError
 
 
@@ -40,7 +40,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             # Before or after the part that it stops at a step of.
             say("stopped")
-            raise SystemExit(130) from None
+            raise SystemExit(STOPPED) from None
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -56,13 +56,3 @@ def main() -> None:
 
     Begin with: robustsynth generate --model cifar10 --classes ship,horse --out ships
     """
-
-
-def say(text: str) -> None:
-    """A line for people, beside the progress bar and apart from any output to be piped."""
-    click.echo(text, err=True)
-
-
-def interactive() -> bool:
-    """Whether a progress bar has somebody to watch it."""
-    return sys.stderr.isatty()

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.progress import STOPPED, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, say, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.generate import GenerateSettings
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robustsynth.cli import interactive, say
+from robustsynth.cli.progress import interactive, say
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import interactive, say
 from robustsynth.cli.options import Norm, Numbers
-from robustsynth.cli.progress import STOPPED
+from robustsynth.cli.progress import STOPPED, interactive, say
 from robustsynth.errors import UserError
 
 if TYPE_CHECKING:

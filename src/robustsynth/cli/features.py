@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import interactive, say
 from robustsynth.cli.options import Numbers, parse_classes, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import (
+    STOPPED,
+    Animations,
+    check_trajectory,
+    interactive,
+    say,
+    settings_line,
+    stoppable,
+    with_bar,
+)
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import FeatureSettings
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import option_of, parse_classes, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.generate import GENERATE, GenerateSettings
 
@@ -84,7 +83,7 @@ class GenerateRun:
         from robustsynth.models.store import load_model
         from robustsynth.run_folder import NpzSamples, PngSamples, RunFolder, model_identity
         from robustsynth.tasks.call import Call
-        from robustsynth.tasks.targets import check_targets, main_classes, named, start_identity
+        from robustsynth.tasks.generation import check_targets, main_classes, named, start_identity
 
         check_trajectory(options["trajectory"])
         self.options, self.workers = options, workers
@@ -125,8 +124,8 @@ class GenerateRun:
             # Written before a setting was there, an image was drawn as with what that setting's default is.
             defaults={"settings": {f.name: f.default for f in dataclasses.fields(GenerateSettings)}, "ensemble": None},
         )
-        if folder.earlier and "labels" not in folder.earlier:  # Version 0.1.0 had numbers alone.
-            self.names = [name[:6] for name in self.names]
+        if folder.earlier and any("-" not in name for name in PngSamples(folder.out, []).present()):
+            self.names = [name[:6] for name in self.names]  # Version 0.1.0 had numbers alone.
         precision, batch_size = folder.execution(options["precision"], options["batch_size"])
         # As the first process measures it, or images would be of two kinds.
         self.execution = workers.agreed(lambda: self._chosen(precision, batch_size))
@@ -238,7 +237,11 @@ class GenerateRun:
                 return
 
     def _write(self, drawn: Drawn) -> None:
-        texts = [self.folder.png_text(**{"class": self.classes[index], "number": index}) for index in drawn.indices]
+        stopped = {} if drawn.stopped is None else {"stopped_at_step": drawn.stopped}
+        texts = [
+            self.folder.png_text(**{"class": self.classes[index], "number": index}, **stopped)
+            for index in drawn.indices
+        ]
         if drawn.stopped is not None:
             for index, image, text in zip(drawn.indices, drawn.images, texts, strict=True):
                 self.folder.write_unfinished(self.names[index], image, text)
@@ -305,7 +308,7 @@ def _targets(model: Classifier, options: dict[str, Any]) -> Tensor:
     """A class or a mix for each image."""
     import torch
 
-    from robustsynth.tasks.targets import parse_mix
+    from robustsynth.tasks.generation import parse_mix
 
     classes, mixes, num = options["classes"], options["mix"], options["num"]
     if not mixes:

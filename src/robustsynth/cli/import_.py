@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import Norm, Numbers
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
 
 

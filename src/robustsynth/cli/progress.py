@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustsynth.cli import interactive
+import click
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,16 @@ STOPPED = 130
 
 FRAMES = 60
 """Of an animation, at most."""
+
+
+def say(text: str) -> None:
+    """A line for people, beside the progress bar and apart from any output to be piped."""
+    click.echo(text, err=True)
+
+
+def interactive() -> bool:
+    """Whether a progress bar has somebody to watch it."""
+    return sys.stderr.isatty()
 
 
 @contextmanager

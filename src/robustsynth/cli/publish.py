@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robustsynth.cli import say
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
 
 if TYPE_CHECKING:

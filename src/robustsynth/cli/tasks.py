@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import say
 from robustsynth.cli.options import option_of, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import BEST, knows_task
 from robustsynth.tasks.task import Task
@@ -73,10 +72,6 @@ class ImageFile:
 
         return read_image(self.path, channels=self.channels)
 
-    def tensor(self) -> Tensor:
-        """(C, H, W) in [0, 1]."""
-        return (self.kept or self.load()).tensor
-
 
 def read_files(paths: Sequence[Path | str], *, channels: int) -> list[ImageFile]:
     """The images of files and folders, in the order given; a folder's by name.
@@ -125,15 +120,18 @@ class ImageRun:
         given = {field.name: options[field.name] for field in dataclasses.fields(task.settings)}
         self.settings = task.resolve(self.model, preset=options["preset"], given=given)
         self.images = read_files(images, channels=self.model.channels)
+        self.sources: dict[str, np.ndarray] = {}
+        self.loaded: tuple[int, Tensor] | None = None
         self.call: Call = Call(
             task,
             self.model,
             self.settings,
             [image.size for image in self.images],
-            lambda index: self.images[index].tensor(),
+            self._load,
             files=[image.path for image in self.images],
+            decoded={place: image.kept for place, image in enumerate(self.images) if image.kept is not None},
         )
-        told = self.call.read(options)
+        inputs = self.call.read(options)
         endings, animation = self.call.endings, options["trajectory"]
         self.names = [f"{image.name}{ending}" for image in self.images for ending in endings]
         self.files = [f"{ending}.png" for ending in endings]
@@ -142,18 +140,20 @@ class ImageRun:
         asked = {
             "task": task.name,
             "model": model_identity(self.model),
-            "settings": dataclasses.asdict(self.settings) | told,
+            "settings": dataclasses.asdict(self.settings) | inputs,
         }
+        out = RunFolder.path_of(options["out"])
         self.folder: RunFolder = RunFolder(
-            options["out"],
+            out,
             asked,
             overwrite=options["overwrite"],
-            files=_files_of,
+            files=lambda record: _files_of(record, out),
             new_files=[f"{image.name}{file}" for image in self.images for file in self.all_files],
         )
-        before = self.folder.record.pop("pictures", {})  # The key of version 0.1.0.
-        self.made: dict[str, Any] = self.folder.record.setdefault("images", before) if self.folder.earlier else {}
-        self.made = {name: record for name, record in self.made.items() if "stopped_at_step" not in record}
+        self.folder.record.pop("pictures", None)
+        made = _results_of(self.folder.earlier, out)
+        # What version 0.1.0 was stopped at is among the results, and is made anew.
+        self.made = {name: record for name, record in made.items() if "stopped_at_step" not in record}
         self.identity = {i.name: {"file": i.path.name, "sha256": sha256(i.path)} for i in self.images}
         for name, identity in self.identity.items():
             if name in self.made and self.made[name].get("sha256") != identity["sha256"]:
@@ -197,6 +197,19 @@ class ImageRun:
             self._draw()
         self._end(failures)
 
+    def _load(self, index: int) -> Tensor:
+        """An image to work on. Neither the figure nor the next batch, which may have more results of it, need decode
+        it again."""
+        from robustsynth.sheet import MOST_ROWS, fitted
+
+        if self.loaded is None or self.loaded[0] != index:
+            image = self.images[index]
+            decoded = image.kept or image.load()
+            if len(self.sources) < MOST_ROWS:
+                self.sources[image.name] = fitted(decoded.pixels)
+            self.loaded = index, decoded.tensor
+        return self.loaded[1]
+
     def _say(self) -> None:
         from robustsynth.cli.describe import describe_model
 
@@ -220,10 +233,10 @@ class ImageRun:
 
         done = [place for place in self.missing if self.images[place].name in self.made]
         if failures:
-            told = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
+            named = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
             raise UserError(
-                f"expected finite numbers, got NaN or infinity for {told}; the other results are in {self.folder.out}. "
-                "Try --precision float32 or a smaller --step-size"
+                f"expected finite numbers, got NaN or infinity for {named}; the other results are in "
+                f"{self.folder.out}. Try --precision float32 or a smaller --step-size"
             )
         if len(done) < len(self.missing):
             say(f"stopped; {len(done)} of {len(self.missing)} images are in {self.folder.out}")
@@ -254,7 +267,7 @@ class ImageRun:
                 continue
             results[index] = image
             label = self._label(progress, row)
-            save_png(self.folder.out / f"{self.names[index]}.png", image, text=self.folder.png_text(**label))
+            save_png(self.folder.out / f"{self.names[index]}.png", image, text=self._text(progress, row))
             place = self.call.sources[index]
             every = range(place * endings, (place + 1) * endings)
             if all(other in results for other in every):
@@ -284,12 +297,18 @@ class ImageRun:
             return {}
         return {"label": self.model.classes[int(stated.labels[row])], "predicted": stated.predicted}
 
+    def _text(self, progress: Progress, row: int, **more: Any) -> dict[str, str]:
+        """What a PNG carries."""
+        labels = progress.stated.labels
+        named = {} if labels is None else {"class": self.model.classes[int(labels[row])]}
+        return self.folder.png_text(**named, **more)
+
     def _write_unfinished(self, progress: Progress, animations: Animations) -> None:
         from robustsynth.images import to_uint8
 
         names = {index: f"unfinished/{self.names[index]}" for index in progress.indices}
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
-            text = self.folder.png_text(**self._label(progress, row), stopped_at_step=progress.taken)
+            text = self._text(progress, row, stopped_at_step=progress.taken)
             self.folder.write_unfinished(self.names[index], image, text)
         animations.write(self.folder.out, names, progress)
         self.folder.save(unfinished={self.names[index]: progress.taken for index in progress.indices})
@@ -303,7 +322,8 @@ class ImageRun:
         titles = list(dict.fromkeys(title for given in self.given.values() for title in given))
         rows: list[list[np.ndarray]] = []
         for image in shown[:MOST_ROWS]:
-            source, given = fitted((image.kept or image.load()).pixels), self.given.get(image.name, {})
+            source, given = self.sources.get(image.name), self.given.get(image.name, {})
+            source = fitted((image.kept or image.load()).pixels) if source is None else source
             results = [fitted(read_image(self.folder.out / f"{image.name}{file}").pixels) for file in self.files]
             rows.append([source, *(given.get(title, source) for title in titles), *results])
         if rows:
@@ -328,7 +348,30 @@ class ImageRun:
                 )
 
 
-def _files_of(record: Any) -> list[str]:
+def _results_of(record: Any, out: Path) -> dict[str, Any]:
+    """What a run of this record made, by image.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    from robustsynth.run_folder import damaged
+
+    found: dict[str, Any] = {}
+    for key in ("pictures", "images"):  # The first is version 0.1.0's.
+        made = record.get(key, {})
+        if not isinstance(made, dict) or not all(isinstance(each, dict) for each in made.values()):
+            raise damaged(out)
+        for each in made.values():
+            named = each.get("results", [])
+            if not isinstance(named, list) or not all(
+                isinstance(one, str) for one in [*named, each.get("caption", "")]
+            ):
+                raise damaged(out)
+        found |= made
+    return found
+
+
+def _files_of(record: Any, out: Path) -> list[str]:
     """What a run of this record wrote."""
-    made = {**record.get("pictures", {}), **record.get("images", {})}
+    made = _results_of(record, out)
     return [file for name, each in made.items() for file in each.get("results", [f"{name}.png"])]

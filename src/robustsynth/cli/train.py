@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli import interactive, say
 from robustsynth.cli.options import settings_options
-from robustsynth.cli.progress import STOPPED, stoppable
+from robustsynth.cli.progress import STOPPED, interactive, say, stoppable
 from robustsynth.errors import UserError
 from robustsynth.files import write_json
 from robustsynth.training.settings import TrainSettings, resolve_train_settings, settings_from, training_presets

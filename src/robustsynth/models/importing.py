@@ -14,10 +14,9 @@ from torch import Tensor
 from robustsynth.constraints import NORMS
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.models.card import ModelCard
+from robustsynth.models.card import SMALL_IMAGE, ModelCard
 from robustsynth.models.checkpoints import open_checkpoint
 from robustsynth.models.classifier import Classifier
-from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.models.networks import build_network
 from robustsynth.models.recognition import (
     Fit,

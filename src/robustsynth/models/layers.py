@@ -11,9 +11,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SMALL_IMAGE = 64
-"""The largest side, in pixels, that counts as small: it decides networks' stems and presets' rows."""
-
 LEAST_CHANNELS = 16
 """Input channels from which on PyTorch's own is safe on every processor."""
 

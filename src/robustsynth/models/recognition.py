@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.models.checkpoints import Checkpoint
-from robustsynth.models.layers import SMALL_IMAGE
 from robustsynth.models.networks import ARCHITECTURES, build_network
 from robustsynth.models.pickles import StoredArray, brief
 

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from robustsynth.constraints import Constraint, ball
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
-from robustsynth.images import as_images
+from robustsynth.images import LoadedImage, as_images
 from robustsynth.loop import Objective, Problem, check_images
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
 from robustsynth.models.class_names import matching_class
-from robustsynth.models.classifier import Classifier
+from robustsynth.models.classifier import Classifier, FrozenClassifier
+from robustsynth.models.execution import Execution
 from robustsynth.names import name_key
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
@@ -57,6 +60,7 @@ class Call:
         sizes: (H, W) of each image.
         load: gives image number i as (C, H, W) float32 in [0, 1] on the CPU; None for tasks without images.
         files: of the images, where they come from files.
+        decoded: those of them that are decoded already, by number.
         precision: ``float32`` or ``bfloat16``; measured once per model and machine where None.
         batch_size: images a batch; measured likewise.
 
@@ -75,12 +79,14 @@ class Call:
         load: Callable[[int], Tensor] | None = None,
         *,
         files: Sequence[Path] = (),
+        decoded: Mapping[int, LoadedImage] | None = None,
         precision: str | None = None,
         batch_size: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"expected a batch size of 1 or more, got {batch_size}")
-        self.task, self.model, self.settings, self.files = task, model, settings, list(files)
+        self.task, self.model, self.settings = task, model, settings
+        self.files, self.decoded = list(files), decoded or {}
         self.sizes, self.load = list(sizes), load
         self.sources = list(range(len(self.sizes)))
         self.inputs: dict[str, Any] = {}
@@ -92,9 +98,23 @@ class Call:
         return len(self.sources)
 
     def execute(self, precision: str | None, batch_size: int | None) -> None:
-        """Choose precision and batch size: those given, or what is fastest here for so many images."""
-        self.frozen = self.model.frozen(precision=precision, batch_size=batch_size, images=max(1, len(self)))
-        self.execution = self.frozen.execution
+        """Choose precision and batch size: those given, or what is fastest here for so many images, which is measured
+        when it is first needed."""
+        self._given: tuple[str | None, int | None] = precision, batch_size
+        self._frozen: FrozenClassifier | None = None
+
+    @property
+    def frozen(self) -> FrozenClassifier:
+        """The classifier as the loop runs it."""
+        if self._frozen is None:
+            precision, batch_size = self._given
+            self._frozen = self.model.frozen(precision=precision, batch_size=batch_size, images=max(1, len(self)))
+        return self._frozen
+
+    @property
+    def execution(self) -> Execution:
+        """Precision and batch size."""
+        return self.frozen.execution
 
     def value(self, name: str) -> Any:
         """An input that holds for all images."""
@@ -117,8 +137,8 @@ class Call:
         """Read the inputs from options of the command line; returns what of them decides the results."""
         record: dict[str, Any] = {}
         for each in self.task.inputs:
-            self.inputs[each.name], told = each.read(options, self)
-            record |= told
+            self.inputs[each.name], deciding = each.read(options, self)
+            record |= deciding
         self._check_sizes()
         return record
 
@@ -302,13 +322,8 @@ def read_images(model: Classifier, images: Any, name: str = "images", *, any_val
     Raises:
         UserError: something that is no image, or of other channels.
     """
-    if isinstance(images, Tensor) and images.ndim != 3:
-        if not any_values:
-            check_images(images, name)
-        if images.shape[1:2] != (model.channels,):
-            raise UserError(
-                f"expected {name} (N, {model.channels}, H, W) for model {model.name!r}, got {tuple(images.shape)}"
-            )
+    if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and not any_values:
+        check_images(images, name)  # It says which of them is not finite.
     if not any_values and isinstance(images, (list, tuple)) and not images:
         return []
     read = as_images(images, channels=model.channels, any_values=any_values)
@@ -324,7 +339,7 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
     if isinstance(labels, str):
         labels = model.class_index(labels)
     elif isinstance(labels, (list, tuple)) and any(isinstance(label, str) for label in labels):
-        labels = [model.class_index(label) for label in labels]
+        labels = [model.class_index(str(label)) for label in labels]
     try:
         labels = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -344,18 +359,34 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
 
 
 def masks_of(mask: Any, call: Call) -> list[Tensor]:
-    """A mask (1, H, W) for each image of a call: of a tensor (N, 1, H, W) or (1, H, W), or of a mask image for all."""
-    if not isinstance(mask, Tensor):
-        mask = load_mask(mask, call.sizes[0])
-    found: dict[tuple[int, int], Tensor] = {}
+    """A mask (1, H, W) for each image of a call.
+
+    Args:
+        mask: (N, 1, H, W); or one for all images: (1, H, W), an array (H, W), or an image of where; or a list of
+            such, one an image.
+
+    Raises:
+        UserError: another number of masks than of images, or one that does not fit.
+    """
+    one_each = isinstance(mask, (list, tuple)) or (isinstance(mask, Tensor) and mask.ndim == 4 and len(mask) > 1)
+    if one_each and len(mask) != len(call.sizes):
+        raise UserError(f"expected one mask, or one for each of {len(call.sizes)} images, got {len(mask)}")
+    found: dict[Any, Tensor] = {}
     rows = []
     for place, size in enumerate(call.sizes):
-        if mask.ndim == 4 and len(mask) == len(call.sizes):
-            rows.append(check_mask(mask[place], torch.empty(1, 1, *size))[0].float().cpu())
-            continue
-        if size not in found:
-            found[size] = check_mask(mask, torch.empty(1, 1, *size))[0].float().cpu()
-        rows.append(found[size])
+        given: Any = mask[place] if one_each else mask
+        key = (place if one_each else 0, size)
+        if key not in found:
+            if isinstance(given, np.ndarray):
+                given = torch.from_numpy(given[None] if given.ndim == 2 else given)
+            elif isinstance(given, (str, Path, Image.Image)):
+                given = load_mask(given, size)
+            elif not isinstance(given, Tensor):
+                raise UserError(
+                    f"expected a mask as a tensor, an array, a file or a Pillow image, got {type(given).__name__}"
+                )
+            found[key] = check_mask(given, torch.empty(1, 1, *size))[0].float().cpu()
+        rows.append(found[key])
     return rows
 
 
@@ -408,7 +439,7 @@ class MaskSource:
             # Keyed by the image's contents, not its place: the same image has the same hole in any company.
             generators = image_generators(self.seed, [int(sha256(file)[:8], 16)])
             return random_patch_masks(generators, size=size, side=self.patch, border=min(size) // 8)[0]
-        return mask_from_alpha(file)
+        return mask_from_alpha(call.decoded.get(source, file))
 
     def record(self, call: Call) -> dict[str, Any]:
         """What decides the masks, for ``settings.json``."""

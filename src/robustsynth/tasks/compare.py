@@ -32,7 +32,7 @@ from robustsynth.sheet import PAGE, sheet
 from robustsynth.solver import Progress, Results
 from robustsynth.tasks.functions import generate_steps
 from robustsynth.tasks.generate import GENERATE, GenerateSettings
-from robustsynth.tasks.targets import check_scales, draw_starts, start_identity
+from robustsynth.tasks.generation import check_scales, draw_starts, start_identity
 
 TABLE_FILE = "table.md"
 

@@ -49,8 +49,7 @@ def task_call(task: Task, arguments: dict[str, Any]) -> Call:
         images = read_images(model, arguments[task.images], task.images, any_values=not task.reads_all)
         call = Call(task, model, resolved, [tuple(image.shape[1:]) for image in images], images.__getitem__, **how)  # pyright: ignore[reportArgumentType]
     else:
-        side, first = model.image_size or 0, arguments[task.inputs[0].name]
-        count = 1 if isinstance(first, (str, int)) else len(first)
+        side, count = model.image_size or 0, _count(arguments[task.inputs[0].name])
         call = Call(task, model, resolved, [(side, side)] * count, **how)
     call.give(**{name: arguments[name] for name in _inputs(task)})
     return call
@@ -98,6 +97,12 @@ def _bound(task: Task, signature: inspect.Signature, args: Any, kwargs: Any) -> 
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def _count(labels: Any) -> int:
+    """How many images labels are of: one where a single class is given."""
+    single = isinstance(labels, str) or not hasattr(labels, "__len__") or getattr(labels, "ndim", 1) == 0
+    return 1 if single else len(labels)
 
 
 def _inputs(task: Task) -> list[str]:

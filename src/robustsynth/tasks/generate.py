@@ -51,7 +51,7 @@ def state(batch: Batch) -> Stated:
 
     from robustsynth import randomness
     from robustsynth.constraints import ball
-    from robustsynth.tasks.targets import CoarseToFine, draw_starts, main_classes, target_objective
+    from robustsynth.tasks.generation import CoarseToFine, class_objective, draw_starts, main_classes
 
     settings, places = batch.settings, torch.tensor(batch.indices)
     targets, numbers = batch.value("labels"), [batch.value("indices")[place] for place in batch.indices]
@@ -64,12 +64,13 @@ def state(batch: Batch) -> Stated:
     constraint = ball(settings.norm, settings.eps)
     if settings.scales > 1:  # It counts its steps, so that each batch needs its own.
         constraint = CoarseToFine(constraint, scales=settings.scales, steps=settings.steps)
-    objective = target_objective(batch, targets.to(batch.device), batch.value("ensemble"))
+    ensemble, targets = batch.value("ensemble"), targets.to(batch.device)
+    objective = class_objective(batch.call.frozen, targets, ensemble, shift=settings.shift, mirror=settings.mirror)
     return batch.stated(start, objective, constraint=constraint)
 
 
 def adapt(model: Classifier, settings: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A model without fitted seeds starts from uniform noise unless told otherwise."""
+    """A model without fitted seeds starts from uniform noise, unless seeds_from is given."""
     from robustsynth.seeds import has_seeds
 
     drawn = given.get("seeds_from") is None and settings.seeds_from in ("normal", "multivariate")
@@ -78,7 +79,7 @@ def adapt(model: Classifier, settings: Any, given: Mapping[str, Any]) -> Mapping
 
 def _check_labels(value: Any, call: Call) -> Any:
     from robustsynth.tasks.call import PerImage
-    from robustsynth.tasks.targets import check_targets
+    from robustsynth.tasks.generation import check_targets
 
     return PerImage.rows(check_targets(value, call.model))
 
@@ -87,16 +88,20 @@ def _check_start(value: Any, call: Call) -> Any:
     import torch
 
     from robustsynth.tasks.call import read_images
-    from robustsynth.tasks.targets import check_scales
+    from robustsynth.tasks.generation import check_scales
 
     side = call.model.image_size
     if value is not None:
-        value = torch.stack(read_images(call.model, value, "start"))
-        size = tuple(value.shape[2:]) if side is None else (side, side)
-        if value.shape != (expected := (len(call), call.model.channels, *size)):
-            raise UserError(f"expected start images {expected}, one a label, got {tuple(value.shape)}")
-    if side is not None or value is not None:
-        check_scales(call.settings.scales, side or min(value.shape[2:]))  # pyright: ignore[reportOptionalMemberAccess]
+        start = read_images(call.model, value, "start")
+        shapes = [tuple(image.shape) for image in start]
+        expected = (call.model.channels, side or 0, side or 0) if side or not shapes else shapes[0]
+        if shapes != [expected] * len(call):
+            got = (len(start), *shapes[0]) if len(set(shapes)) == 1 else f"{len(start)} of several sizes"
+            raise UserError(f"expected start images {(len(call), *expected)}, one a label, got {got}")
+        value = torch.stack(start) if start else torch.empty(0, *expected)
+        side = min(expected[1:])
+    if side is not None:
+        check_scales(call.settings.scales, side)
     return value
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustsynth.errors import UserError
 from robustsynth.tasks.inputs import LABELS, mask_input
-from robustsynth.tasks.settings import ImageSettings
+from robustsynth.tasks.settings import ImageSettings, choice
 from robustsynth.tasks.task import Input, Task
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class InpaintSettings(ImageSettings):
     """Settings of inpainting (Santurkar et al. 2019, Equation 3); the defaults are the paper's.
 
     Attributes:
-        fill: what the hole starts as: ``mean`` (the paper's), ``laplace``, or a name of `robustsynth.fills.FILLS`.
+        fill: what the hole starts as: the ``mean`` colour (the paper's), a smooth ``laplace`` fill, or one that
+            continues ``edges``.
         penalty: λ, weight of the mean squared difference from the known pixels.
         only_inside: let steps change the hole alone, so that none of their length is spent outside.
         keep_known: give the known pixels back exactly as they were.
@@ -34,7 +35,7 @@ class InpaintSettings(ImageSettings):
     eps: float = 21.0
     step_size: float = 0.1
     steps: int = 720
-    fill: str = "mean"
+    fill: str = choice("mean", "mean", "laplace", "edges")
     penalty: float = 10.0
     only_inside: bool = False
     keep_known: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,13 @@ def _check_units(value: Any, call: Call) -> list[int]:
 
     from robustsynth.models.representation import last_linear
 
-    units = [int(unit) for unit in torch.as_tensor(value).reshape(-1).tolist()]
+    try:
+        given = torch.atleast_1d(torch.as_tensor(value))
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty(0, 0)
+    if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
+        raise UserError(f"expected units as whole numbers, one or several, got {value!r}")
+    units = given.tolist()
     count = last_linear(call.model).in_features
     if not units or not all(0 <= unit < count for unit in units):
         raise UserError(f"expected units from 0 to {count - 1} for model {call.model.name!r}, got {units or 'none'}")
@@ -185,7 +192,9 @@ def number_input(
     """A number that holds for all images, such as a factor or a seed."""
 
     def check(value: Any, call: Call) -> Any:
-        return value
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+            raise UserError(f"expected {name} as {'a whole' if kind is int else 'a'} number, got {value!r}")
+        return kind(value)  # pyright: ignore[reportArgumentType]
 
     def read(options: Mapping[str, Any], call: Call) -> tuple[Any, dict[str, Any]]:
         return options[name], {name: options[name]}

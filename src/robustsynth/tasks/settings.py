@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
 
 if TYPE_CHECKING:  # The command line reads settings before it pays for importing torch.

@@ -3,7 +3,8 @@
 A task is one file with its settings, its inputs and one function, `Task.state`, that states the problem of a batch of
 images. Everything else (reading, labels, batches, progress, files, resuming, figures) is the same for all tasks.
 
-No module that this one needs imports torch, so that the command line can show its help at once.
+No module that this one needs imports torch, so that the command line can show its help at once. What a task is given is
+a `robustsynth.tasks.call.Batch` of a `robustsynth.tasks.call.Call`; they know tasks, so that here they are `Any`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from robustsynth.tasks.settings import NOTHING, StepSettings, resolve_settings
 if TYPE_CHECKING:
     from robustsynth.models.classifier import Classifier
     from robustsynth.solver import Stated
-    from robustsynth.tasks.call import Batch, Call
 
 REQUIRED = dataclasses.MISSING
 """The default of an input that must be given."""
@@ -74,8 +74,8 @@ class Input:
     annotation: str
     help: str
     options: tuple[Option, ...]
-    check: Callable[[Any, Call], Any]
-    read: Callable[[Mapping[str, Any], Call], tuple[Any, dict[str, Any]]]
+    check: Callable[[Any, Any], Any]
+    read: Callable[[Mapping[str, Any], Any], tuple[Any, dict[str, Any]]]
     default: Any = None
     positional: bool = False
 
@@ -103,15 +103,15 @@ class Task:
 
     name: str
     settings: type[StepSettings]
-    state: Callable[[Batch], Stated]
+    state: Callable[[Any], Stated]
     summary: str
     details: str = ""
     inputs: tuple[Input, ...] = ()
     images: str = "images"
     reads_all: bool = True
     returns: str = "(N, C, H, W) float32 in [0, 1], on the CPU."
-    result_size: Callable[[tuple[int, int], Call], tuple[int, int]] | None = None
-    runs: Callable[[Call], int] | None = None
+    result_size: Callable[[tuple[int, int], Any], tuple[int, int]] | None = None
+    runs: Callable[[Any], int] | None = None
     untuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     adapt: Callable[[Classifier, StepSettings, Mapping[str, Any]], Mapping[str, Any]] | None = None
     example: str = ""

@@ -42,22 +42,17 @@ def watch(
 ) -> None:
     """Compare the two attacks; keep the weights where all is well, and recover where training has collapsed.
 
-    Args:
-        state: of the run; `state.good` holds the weights to go back to.
-        predict: makes a network a function from images to logits.
-        images: (N, C, H, W) in [0, 1], of the size that is trained at.
-        labels: (N,) integers.
-        scale: of eps at this step.
-        announce: called with the message of a collapse.
-        team: the processes that train; the first compares for all.
+    The first process of `team` compares for all, on `images` (N, C, H, W) in [0, 1] of the size that is trained at and
+    `labels` (N,). `predict` makes a network a function from images to logits, `scale` is that of eps at this step, and
+    `announce` is called with the message of a collapse. ``state.good`` holds the weights to go back to.
 
     Raises:
         UserError: the weights are not finite.
     """
     settings, network, count = state.settings, state.network, len(images)
 
-    def counts() -> tuple[int, int] | None:
-        """Images classified correctly under the training's attack and PGD-10; None of weights not finite."""
+    def counts() -> tuple[int, int]:
+        """Images classified correctly under the training's attack and PGD-10."""
         training, logits = network.training, predict(network)
         generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
         network.eval().requires_grad_(False)
@@ -66,14 +61,11 @@ def watch(
             attack = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=state.attack_level)
             return count_correct(logits, attack, labels), count_clean_and_robust(logits, images, labels, **given)[1]
         except NonFiniteError:
-            return None
+            raise state.not_finite("finite weights") from None
         finally:
             network.train(training).requires_grad_(True)
 
-    found = team.workers.agreed(counts)
-    if found is None:
-        raise state.not_finite("finite weights")
-    trained, pgd = (correct / count for correct in found)
+    trained, pgd = (correct / count for correct in team.workers.agreed(counts))
     if trained - pgd > settings.guard_gap and (trained - pgd) * count >= CHANCE:
         back = state.return_to_good()
         state.attack_level += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.card import SMALL_IMAGE
 from robustsynth.presets import preset_files, read_preset
 
 ONE_CYCLE_RISE = 0.4

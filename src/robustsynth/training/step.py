@@ -39,12 +39,8 @@ def recipe_loss(
     trades: CE(f(x), y) + β·KL(f(x) ‖ f(x′)), β = 1/λ (Zhang et al. 2019, Equation 5, Algorithm 1).
     mart: see `mart_loss`.
 
-    Args:
-        logits: f, images to logits (N, classes), in training mode.
-        images: x, (N, C, H, W) in [0, 1].
-        attacked: x′, of the same shape.
-        labels: y, (N,) integers, or (N, classes) shares; mart takes only the former.
-        settings: of the run.
+    `logits` is f, in training mode; `images` x and `attacked` x′ are (N, C, H, W) in [0, 1]; `labels` y are (N,)
+    integers, or shares (N, classes), which mart does not take.
     """
     if settings.recipe == "trades":
         clean = logits(images)
@@ -134,13 +130,10 @@ def train_step(
     batch.
 
     Args:
-        state: of the run.
+        state: of the run, of `steps_per_epoch` steps an epoch, which ends at images of `size` pixels.
         predict: makes a network a function from images in [0, 1] to float32 logits.
-        images: the batch (N, C, h, w) in [0, 1].
-        labels: (N,) integers.
-        steps_per_epoch: steps of an epoch.
-        size: side in pixels that the run ends at.
-        team: the processes that take this step together, each with its part of the batch as `images`.
+        images: the batch (N, C, h, w) in [0, 1], or this process's part of it, and its `labels` (N,).
+        team: the processes that take this step together.
         frozen: copy of ``state.network``, for the attack to ask in its place.
 
     Raises:

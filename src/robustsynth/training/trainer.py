@@ -363,14 +363,5 @@ def _measured_execution(
 def _only_trainer(out: Path, workers: Workers) -> contextlib.ExitStack:
     """Become, until it is closed, the only run that writes to `out`; all processes hear of it where that cannot be."""
     held = contextlib.ExitStack()
-
-    def refusal() -> str:
-        try:
-            held.enter_context(only_writer(out))
-        except UserError as error:
-            return str(error)
-        return ""
-
-    if refused := workers.agreed(refusal):
-        raise UserError(refused)
+    workers.agreed(lambda: held.enter_context(only_writer(out)))
     return held

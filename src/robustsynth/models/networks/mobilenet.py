@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE, DepthwiseConv2d
+from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import DepthwiseConv2d
 
 STANDARD_WIDTH = 32
 """Channels of the first convolution at width multiplier 1."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE
+from robustsynth.models.card import SMALL_IMAGE
 
 WIDENING = (1, 2, 4, 8, 8)
 """Channels of the five stages, in base widths."""

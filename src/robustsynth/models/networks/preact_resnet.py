@@ -24,7 +24,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE, initialise, pointwise
+from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import initialise, pointwise
 
 
 def _stem(channels: int, width: int, image_size: int) -> nn.Conv2d:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustsynth.models.layers import SMALL_IMAGE, initialise, pointwise
+from robustsynth.models.card import SMALL_IMAGE
+from robustsynth.models.layers import initialise, pointwise
 
 
 class BasicBlock(nn.Module):

@@ -1,5 +1,5 @@
-"""What generation draws, a class for each image or a mix of classes, and where each image starts: a draw of its
-class's distribution, an image of a folder, or a given one."""
+"""The parts of generation: the classes or mixes of classes that are wanted, their objective, the start images, and
+optimising from coarse to fine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from robustsynth.constraints import Constraint
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.images import as_tensor, image_files, read_image
-from robustsynth.models.classifier import Classifier
+from robustsynth.models.classifier import Classifier, FrozenClassifier
 from robustsynth.objectives import (
     CrossEntropy,
     Ensemble,
@@ -31,12 +31,8 @@ from robustsynth.objectives import (
 from robustsynth.seeds import SEED_KINDS, model_seeds, sample_seeds
 from robustsynth.views import Shifted
 
-if TYPE_CHECKING:
-    from robustsynth.tasks.call import Batch
-    from robustsynth.tasks.generate import GenerateSettings
 
-
-def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier) -> Tensor:
+def check_targets(targets: Tensor | Sequence[int | str] | int | str, model: Classifier) -> Tensor:
     """Class indices (N,) of numbers or names, or weights of the classes (N, K), checked against the model.
 
     Raises:
@@ -47,24 +43,26 @@ def check_targets(targets: Tensor | Sequence[int | str] | str, model: Classifier
         >>> check_targets([3, 8], load_model("cifar10"))
         tensor([3, 8])
     """
-    if isinstance(targets, str):
-        targets = [targets]
-    if isinstance(targets, (list, tuple)) and any(isinstance(target, str) for target in targets):
-        targets = [model.class_index(target) for target in targets]
-    targets = torch.as_tensor(targets).cpu()
-    if targets.ndim == 1 and not targets.numel():
-        return targets.long()
-    if targets.ndim == 2 and targets.is_floating_point():
-        return checked_weights(targets, len(model.classes))
+    named = [targets] if isinstance(targets, str) else targets
+    if isinstance(named, (list, tuple)) and any(isinstance(target, str) for target in named):
+        named = [model.class_index(str(target)) for target in named]
+    try:
+        found = torch.atleast_1d(torch.as_tensor(named).cpu())
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"expected labels as numbers or names, one an image, got {targets!r}") from None
+    if found.ndim == 1 and not found.numel():
+        return found.long()
+    if found.ndim == 2 and found.is_floating_point():
+        return checked_weights(found, len(model.classes))
     last = len(model.classes) - 1
-    if targets.ndim != 1 or targets.is_floating_point():
+    if found.ndim != 1 or found.is_floating_point():
         raise UserError(
-            f"expected labels as (N,) integers, got {targets.dtype} {tuple(targets.shape)}; "
+            f"expected labels as (N,) integers, got {found.dtype} {tuple(found.shape)}; "
             f"for mixes of classes give their weights, (N, {last + 1}) floats"
         )
-    if not 0 <= int(targets.min()) <= int(targets.max()) <= last:
-        raise UserError(f"expected labels from 0 to {last}, got {int(targets.min())} to {int(targets.max())}")
-    return targets
+    if not 0 <= int(found.min()) <= int(found.max()) <= last:
+        raise UserError(f"expected labels from 0 to {last}, got {int(found.min())} to {int(found.max())}")
+    return found
 
 
 def main_classes(targets: Tensor) -> Tensor:
@@ -119,33 +117,42 @@ def named(target: Tensor, classes: Sequence[str]) -> str:
     return ",".join(f"{classes[place]}:{float(target[place]):.4g}" for place in heaviest)
 
 
-def target_objective(batch: Batch, targets: Tensor, ensemble: Sequence[Classifier]) -> Objective:
-    """The cross-entropy of targets (n,) or (n, K) by the batch's frozen classifier, or the mean over an ensemble.
+def class_objective(
+    frozen: FrozenClassifier, targets: Tensor, ensemble: Sequence[Classifier], *, shift: int, mirror: bool
+) -> Objective:
+    """The cross-entropy of targets (n,) or (n, K) by the frozen classifier, or its mean over an ensemble.
+
+    Args:
+        frozen: the model.
+        targets: classes, or weights of classes.
+        ensemble: further classifiers.
+        shift: as for `robustsynth.views.Shifted`.
+        mirror: likewise.
 
     Raises:
         UserError: classifiers of other classes, or of images of another size.
     """
-    model, settings = batch.model, batch.settings
-    networks: list[Network] = [batch.call.frozen]
+    networks: list[Network] = [frozen]
+    channels = frozen.mean.numel()
     for other in ensemble:
         # In the same precision and batch size, so that there is one answer to what the images were drawn in.
-        frozen = other.frozen(precision=batch.precision, batch_size=batch.batch_size)
-        networks.append(Reordered(frozen, other.classes, model.classes))
-        sizes = {model.image_size, other.image_size} - {None}
-        if len(sizes) > 1 or other.channels != model.channels:
+        execution = frozen.execution
+        its_frozen = other.frozen(precision=execution.precision, batch_size=execution.batch_size)
+        networks.append(Reordered(its_frozen, other.classes, frozen.classes))
+        if len({frozen.image_size, other.image_size} - {None}) > 1 or other.channels != channels:
             raise UserError(
-                f"expected classifiers of images of {model.image_size} pixels and {model.channels} channels, got "
+                f"expected classifiers of images of {frozen.image_size} pixels and {channels} channels, got "
                 f"{other.name!r} for {other.image_size} pixels and {other.channels}; an ensemble looks at the same "
                 "images"
             )
     kind = CrossEntropy if targets.ndim == 1 else MixedCrossEntropy
-    each = [kind(Shifted(network, settings.shift, settings.mirror), targets) for network in networks]
+    each = [kind(Shifted(network, shift, mirror), targets) for network in networks]
     return each[0] if len(each) == 1 else Ensemble(each)
 
 
 def draw_starts(
     model: Classifier,
-    settings: GenerateSettings,
+    settings: Any,
     numbers: Sequence[int],
     labels: Tensor,
     generators: Sequence[torch.Generator],
@@ -195,9 +202,8 @@ def _starts_of_folder(model: Classifier, seeds_from: str, numbers: Sequence[int]
     return as_tensor(images)
 
 
-def start_identity(settings: GenerateSettings) -> dict[str, Any]:
-    """What tells one folder of start images from another in a job's record, in which no path belongs; nothing where
-    starts are drawn.
+def start_identity(settings: Any) -> dict[str, Any]:
+    """What distinguishes one folder of start images from another in ``settings.json``, in which no path belongs.
 
     Returns:
         ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; or no keys.
@@ -205,31 +211,31 @@ def start_identity(settings: GenerateSettings) -> dict[str, Any]:
     if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
         return {}
     folder = Path(settings.seeds_from).resolve()
-    told = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in image_files(folder)).encode())
+    digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in image_files(folder)).encode())
     plain = dataclasses.asdict(settings) | {"seeds_from": folder.name}
-    return {"settings": plain, "starts_sha256": told.hexdigest()}
+    return {"settings": plain, "starts_sha256": digest.hexdigest()}
 
 
 SMALLEST = 4
 """Pixels of a side below which a canvas holds nothing to draw on."""
 
 COARSE_SHARE = 0.25
-"""Of the steps, on canvases smaller than the picture."""
+"""Of the steps, on canvases smaller than the image."""
 
 
 class CoarseToFine:
-    """A constraint in which a climb begins on a small canvas and ends on the whole picture.
+    """A constraint in which the steps begin on a small canvas and end on the whole image.
 
     Each scale doubles the canvas's side; the coarse ones share the first quarter of the steps. A step on a canvas that
-    is enlarged linearly, by E, changes the picture by E·Eᵀ·gradient: this takes just these directions, so that the
+    is enlarged linearly, by E, changes the image by E·Eᵀ·gradient: this takes just these directions, so that the
     seed's own detail stays, and one ball around the seed holds at every scale.
 
-    It counts its directions to know where in the climb it is, so it is for one run of one batch.
+    It counts its directions to know at which step it is, so it is for one run of one batch.
 
     Args:
-        constraint: what pictures may become, such as a ball.
+        constraint: what images may become, such as a ball.
         scales: how many there are; 1 leaves the constraint as it is.
-        steps: of the whole climb.
+        steps: in all.
 
     Example:
         >>> from robustsynth.constraints import Box
@@ -263,7 +269,7 @@ class CoarseToFine:
 
 
 def check_scales(scales: int, size: int) -> None:
-    """Raise a `UserError` where the coarsest canvas of a picture of side `size` is too small.
+    """Raise a `UserError` where the coarsest canvas of an image of side `size` is too small.
 
     Example:
         >>> check_scales(3, 8)
