@@ -26,11 +26,10 @@ from PIL import Image
 from conftest import train_until
 from robustsynth.data import ImageData
 from robustsynth.errors import UserError
-from robustsynth.processes import ALONE, Workers
+from robustsynth.processes import ALONE, Team, Workers
 from robustsynth.randomness import image_generators
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.data import augment
-from robustsynth.training.distributed import Team
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.trainer import Trainer
 

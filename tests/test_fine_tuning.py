@@ -19,7 +19,7 @@ from robustsynth.data import ImageData
 from robustsynth.errors import UnknownNameError, UserError
 from robustsynth.models.store import load_model
 from robustsynth.training.checkpoints import read_checkpoint
-from robustsynth.training.fine_tuning import network_of_model
+from robustsynth.training.fine_tuning import settings_of_model
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.trainer import Trainer
 
@@ -126,7 +126,7 @@ def test_another_network_is_refused(
 
 
 def test_the_command_line_takes_the_network_from_the_models_card(tiny_folder: Path, tmp_path: Path) -> None:
-    assert network_of_model(str(tiny_folder)) == {"architecture": "resnet18", "width": 4, "image_size": 16}
+    assert settings_of_model(str(tiny_folder))[0] == {"architecture": "resnet18", "width": 4, "image_size": 16}
     for label in ("cat", "yak"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for index in range(12):

@@ -19,7 +19,7 @@ FILES = {
 }
 
 LAYERS = [
-    {"errors", "files", "names", "rendezvous"},
+    {"errors", "files", "names"},
     {"processes", "memory", "randomness", "resampling"},
     {"constraints", "loop"},
     {"images", "animations"},

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustsynth.rendezvous import job_store, join_round, note_begun, was_begun
+from robustsynth.processes import job_store, join_round, note_begun, was_begun
 
 SECONDS = 20
 """A round that is not complete by then hangs."""
@@ -57,7 +57,7 @@ def test_those_who_come_before_the_first_do_not_enter_the_round_of_the_dead() ->
 def test_a_round_that_was_opened_and_lost_before_all_came_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
     with monkeypatch.context() as patch:
-        patch.setattr("robustsynth.rendezvous.time.sleep", lambda _: sys.exit("killed while it waits"))
+        patch.setattr("robustsynth.processes.time.sleep", lambda _: sys.exit("killed while it waits"))
         with pytest.raises(SystemExit):
             join_round(store, 0, 2)
     assert store.check(["open"])

@@ -27,10 +27,9 @@ from robustsynth.data.streaming import Piece, substream
 from robustsynth.data.tables import parquet_rows
 from robustsynth.errors import UserError
 from robustsynth.models.store import load_model
-from robustsynth.processes import ALONE, Workers
+from robustsynth.processes import ALONE, Team, Workers
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.data import Streamed, substreams_of
-from robustsynth.training.distributed import Team
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.trainer import Trainer
 

@@ -194,7 +194,7 @@ def test_a_model_to_begin_from_brings_its_attack_and_fewer_steps(tmp_path, model
         (("--architecture", "small-cnn", "--image-size", "3"), "image_size of 4 or more pixels, got 3"),
         (("--image-size", "8", "--batch-size", "4", "--accumulate", "4"), "raise --batch-size"),
         (("--early-size", "40", "--crop", "resized"), "early_size of at most the images' side, got 40 and 32"),
-        (("--seed", str(2**63)), "a seed below 2^63"),
+        (("--seed", str(2**63)), "expected seed of 0 or more and below 2^63"),
     ],
 )
 def test_what_a_network_cannot_take_is_refused_before_it_is_met(tmp_path, options, told):

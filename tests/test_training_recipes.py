@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from pathlib import Path
@@ -21,11 +22,11 @@ from robustsynth.errors import UserError
 from robustsynth.models.card import ModelCard
 from robustsynth.models.networks import build_network
 from robustsynth.randomness import image_generators
-from robustsynth.training.attack import divergence, noisy_step_images, recipe_attack
+from robustsynth.training.attack import divergence, recipe_attack
 from robustsynth.training.checkpoints import read_checkpoint
 from robustsynth.training.data import cutmix
-from robustsynth.training.recipes import mart_loss, perturbed_weights, recipe_loss
 from robustsynth.training.settings import TrainSettings, settings_from
+from robustsynth.training.step import mart_loss, perturbed_weights, recipe_loss
 from robustsynth.training.trainer import Trainer
 
 COMMON: dict[str, Any] = {
@@ -182,13 +183,12 @@ def test_the_noise_of_fast_is_not_clipped(norm: str) -> None:
     network, eps = Bent().requires_grad_(False), 0.04
     images = torch.full((5, 3, 4, 4), 0.5)
     labels = torch.arange(5) % 3
-    got = noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=2.0, generators=[stream()] * 5) - images
+    chosen = TrainSettings(recipe="fast", norm=norm, eps=eps, fast_noise=2.0)
+    got = recipe_attack(network, images, labels, chosen, [stream()] * 5) - images
     size = got.flatten(1).norm(dim=1) if norm == "l2" else got.flatten(1).abs().amax(1)
     assert bool((size > 1.2 * eps).all())
     assert bool((size <= 3 * eps * (1 + 1e-4)).all())
-    plain = (
-        noisy_step_images(network, images, labels, norm=norm, eps=eps, noise=0.0, generators=[stream()] * 5) - images
-    )
+    plain = recipe_attack(network, images, labels, dataclasses.replace(chosen, fast_noise=0.0), [stream()] * 5) - images
     size = plain.flatten(1).norm(dim=1) if norm == "l2" else plain.flatten(1).abs().amax(1)
     assert torch.allclose(size, torch.full((5,), eps), atol=1e-5)
 

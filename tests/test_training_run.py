@@ -24,7 +24,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
-import robustsynth.training.attack as attack_module
 import robustsynth.training.step as step_module
 import robustsynth.training.trainer as trainer_module
 from conftest import train_until
@@ -244,7 +243,7 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     images, and the rate is that step's."""
     trainer = Trainer(quick(architecture="resnet18"), pictures(), tmp_path, device="cpu", precision="float32")
     network = trainer.state.network
-    attack, met = attack_module.adversarial_images, []
+    attack, met = step_module.recipe_attack, []
 
     def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
         assert not network.training
@@ -253,7 +252,7 @@ def test_the_order_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         met.append((args[1], attacked))
         return attacked
 
-    monkeypatch.setattr(attack_module, "adversarial_images", spy)
+    monkeypatch.setattr(step_module, "recipe_attack", spy)
     trained_on: list[torch.Tensor] = []
     network.register_forward_pre_hook(
         lambda module, inputs: trained_on.append(inputs[0].detach().clone()) if module.training else None

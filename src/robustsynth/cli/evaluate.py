@@ -85,13 +85,12 @@ def command(**asked: Any) -> None:
     run goes on when the same command is run again. Intervals are of 95 % confidence.
     """
     from robustsynth.cli.models import describe_model
-    from robustsynth.cli.workers import one_voice
     from robustsynth.data import load_data
     from robustsynth.models.store import load_model
     from robustsynth.processes import Workers
 
     workers = Workers.from_environment()
-    with workers.joined(), one_voice(workers):
+    with workers.joined(), workers.errors_reported_once():
         tell: Callable[[str], object] = say if workers.first else lambda text: None
         attack, given = asked["attack"], {name: asked[name] for name in ("seed", "precision", "batch_size")}
         attempts = {name: asked[name] for name in ("restarts", "steps")}

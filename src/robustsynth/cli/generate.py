@@ -34,14 +34,13 @@ together: torchrun --nproc-per-node 4 -m robustsynth generate …
 
 
 def _command(**options: Any) -> None:
-    from robustsynth.cli.workers import one_voice
     from robustsynth.files import only_writer
     from robustsynth.processes import Workers
     from robustsynth.run_folder import RunFolder
 
     workers = Workers.from_environment()
     device = workers.device(options["device"])
-    with workers.joined(device), one_voice(workers):
+    with workers.joined(device), workers.errors_reported_once():
         if workers.first:
             with only_writer(RunFolder.path_of(options["out"])):
                 GenerateRun(options | {"device": device}, workers).run()

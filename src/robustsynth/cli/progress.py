@@ -132,7 +132,7 @@ def settings_line(settings: dict[str, Any]) -> str:
 
 def say_run(model: Classifier, settings: dict[str, Any], execution: Execution, *, seed: int | None = None) -> None:
     """Say with which model, settings, precision, batch size and seed a command runs."""
-    from robustsynth.cli.describe import describe_model
+    from robustsynth.cli.models import describe_model
 
     say(describe_model(model))
     say(settings_line(settings))

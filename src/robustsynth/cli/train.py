@@ -48,61 +48,47 @@ RUN_FILE = "run.json"
 @click.option("--decoders", type=click.IntRange(min=0), default=None, help="Processes that decode a stream.")
 @click.option("--dry-run", is_flag=True, help="Say what time, memory and disk the run will take; write nothing.")
 @click.option("--sync-batch-norm", is_flag=True, help="Under torchrun: batch norm over all processes' images.")
-def command(
-    preset: str | None, data: str | None, out: str, resume: bool, stream: bool, dry_run: bool, **given: Any
-) -> None:
+def command(**asked: Any) -> None:
     """Train a robust classifier, then draw with it: robustsynth generate --model OUT.
 
     An interrupted run goes on with --resume, exactly where its last checkpoint was. Several graphics cards, processors
     or machines train together under torchrun: torchrun --nproc-per-node 4 -m robustsynth train …
     """
-    from robustsynth.cli.workers import one_voice
     from robustsynth.memory import keep_freed_memory
     from robustsynth.processes import Workers
 
     keep_freed_memory()
     workers = Workers.from_environment()
-    options = {name: given.pop(name) for name in ("precision", "device", "tensorboard", "decoders", "sync_batch_norm")}
-    options["device"] = workers.device(options["device"])
-    options["tensorboard"] &= not dry_run
-    given = {name: value for name, value in given.items() if value is not None}
-    with workers.joined(options["device"]), one_voice(workers):
-        _command(workers, Path(out), preset, data, resume, stream, dry_run, options, given)
+    asked["device"] = workers.device(asked["device"])
+    with workers.joined(asked["device"]), workers.errors_reported_once():
+        _command(workers, asked)
 
 
-def _command(
-    workers: Workers,
-    folder: Path,
-    preset: str | None,
-    data: str | None,
-    resume: bool,
-    stream: bool,
-    dry_run: bool,
-    options: dict[str, Any],
-    given: dict[str, Any],
-) -> None:
+def _command(workers: Workers, asked: dict[str, Any]) -> None:
     from robustsynth.data import located
     from robustsynth.data.subsets import is_subset
-    from robustsynth.rendezvous import note_begun, was_begun
+    from robustsynth.processes import note_begun, was_begun
     from robustsynth.training.checkpoints import has_checkpoint
     from robustsynth.training.forecast import forecast
     from robustsynth.training.trainer import Trainer
 
     tell: Tell = say if workers.first else lambda line: None
+    folder, preset, data, dry_run = Path(asked["out"]), asked["preset"], asked["data"], asked["dry_run"]
+    stream, precision, decoders = asked["stream"], asked["precision"], asked["decoders"]
+    fields = [field.name for field in dataclasses.fields(TrainSettings)]
+    given = {name: asked[name] for name in fields if asked[name] is not None}
     # torchrun starts all anew where one was lost: they go on from the last checkpoint by themselves.
     restarted = workers.agreed(was_begun)
-    resume = resume or restarted
+    resume = asked["resume"] or restarted
     begun = workers.agreed(lambda: _begun(folder) if resume else None)
     if stream and data is not None and is_subset(data):
         raise UserError(f"expected the whole of a data set to stream, got a part, {data}; leave out --stream")
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"expected a folder for the run, got {folder}, where {file} is a file; choose another --out")
     data = data or (begun or {}).get("data")
+    if data is None and begun is not None:
+        raise UserError(f"expected {RUN_FILE} of the run to say which data it is of, got a damaged file; pass --data")
     if data is None:
-        if begun is not None:
-            raise UserError(
-                f"expected {RUN_FILE} of the run to say which data it is of, got a damaged file; pass --data"
-            )
         raise UserError("expected --data, a folder of class folders or parquet files or a Hub name, got none")
     if begun is not None and preset is None:
         settings = settings_from(begun["settings"] | given)
@@ -110,16 +96,16 @@ def _command(
         preset, settings = _new_settings(preset, data, given, tell, fit=begun is None)
     tell(f"reading {data}")
     stream = stream or bool((begun or {}).get("stream"))
-    if options["decoders"] is None:
-        options["decoders"] = max(1, (os.cpu_count() or 1) // workers.size) if stream else 0
-    images, cached = workers.in_turn(
-        lambda: _open(data, settings.stored_size or settings.image_size, stream=stream, dry_run=dry_run, tell=tell)
-    )
+    if decoders is None:
+        decoders = max(1, (os.cpu_count() or 1) // workers.size) if stream else 0
+    size = settings.stored_size or settings.image_size
+    images, cached = workers.in_turn(lambda: _open(data, size, stream=stream, dry_run=dry_run, tell=tell))
     if resume and not workers.agreed(lambda: has_checkpoint(folder)) and (begun or restarted):
         tell("it was stopped before its first step: beginning")
-        resume, options["precision"] = False, options["precision"] or (begun or {}).get("precision")
-    options |= {"resume": resume, "announce": tell, "workers": workers, "writes": not dry_run}
-    trainer = Trainer(settings, images, folder, **options)
+        resume, precision = False, precision or (begun or {}).get("precision")
+    options = {"device": asked["device"], "precision": precision, "resume": resume, "decoders": decoders}
+    options |= {"tensorboard": asked["tensorboard"] and not dry_run, "sync_batch_norm": asked["sync_batch_norm"]}
+    trainer = Trainer(settings, images, folder, announce=tell, workers=workers, writes=not dry_run, **options)
     state = trainer.state
     if workers.first and not dry_run:
         note_begun()
@@ -135,19 +121,17 @@ def _command(
     if state.step:
         tell(f"going on from step {state.step} of {trainer.total_steps}")
     if state.step < trainer.total_steps:
-        expected = forecast(trainer)
-        tell(expected.lines()[0])
+        time, room = forecast(trainer).lines()
+        tell(time)
         if dry_run:
-            tell(expected.lines()[1] + (", which are there already" if cached else ""))
+            tell(room + (", which are there already" if cached else ""))
     if dry_run:
         tell("a dry run: nothing was written")
         return
     _train(trainer, tell)
     if not trainer.finished:
-        tell(
-            f"stopped at step {state.step} of {trainer.total_steps}; "
-            f"go on with: robustsynth train --resume --out {folder}"
-        )
+        again = f"robustsynth train --resume --out {folder}"
+        tell(f"stopped at step {state.step} of {trainer.total_steps}; go on with: {again}")
         raise SystemExit(STOPPED)
     robust, clean = state.best["score"]
     attacked = f", {100 * robust:.1f} % under PGD-10 at {settings.norm} eps {settings.eps:g}" if settings.eps else ""
@@ -159,11 +143,10 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     """What a run in `folder` was begun with."""
     from robustsynth.training.checkpoints import read_checkpoint
 
-    path = folder / RUN_FILE
-    if not path.exists():
+    if not (folder / RUN_FILE).exists():
         return None
     with contextlib.suppress(ValueError):
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         if isinstance(begun, dict) and {"data", "settings"} <= begun.keys():
             return begun
     # Damaged; a checkpoint has all of it but for where the data are.
@@ -179,15 +162,16 @@ def _new_settings(
     What a model that is fine-tuned says of its network goes before a preset; so does, to `fit`, what the number of
     images asks for, and the attack that the model was trained against.
     """
+    fit = fit and preset is None
     if tuned := given.get("fine_tune"):
-        from robustsynth.training.fine_tuning import attack_of_model, network_of_model
+        from robustsynth.training.fine_tuning import settings_of_model
 
-        given = network_of_model(tuned) | given
-        known = attack_of_model(tuned) if preset is None and fit else {}
+        network, attack = settings_of_model(tuned)
         # Another norm has other radii.
-        if given.get("norm") in (None, known.get("norm")):
-            given = known | given
-    if preset is None and fit:
+        if fit and given.get("norm") in (None, attack.get("norm")):
+            network |= attack
+        given = network | given
+    if fit:
         from robustsynth.data.load import describe_data
         from robustsynth.training.settings import attack_for, default_preset, fitted, sizes_for
 
@@ -204,33 +188,25 @@ def _open(
     data: str, image_size: int | None, *, stream: bool, dry_run: bool, tell: Tell
 ) -> tuple[ImageData | ImageStream, bool]:
     """The training images, and whether they are decoded in the cache."""
-    if stream:
-        from robustsynth.data.load import open_stream
+    from robustsynth.data.load import describe_data, load_data, open_stream
 
-        return open_stream(data, "train", image_size=image_size, announce=tell), False
-    if dry_run:
-        from robustsynth.data.load import describe_data
-
+    if dry_run and not stream:
         return describe_data(data, "train", image_size=image_size, announce=tell)
-    from robustsynth.data import load_data
-
-    return load_data(data, "train", image_size=image_size, announce=tell), True
+    return (open_stream if stream else load_data)(data, "train", image_size=image_size, announce=tell), not stream
 
 
 def _train(trainer: Trainer, tell: Tell) -> None:
     """Train with a progress bar. Ctrl-C and a polite kill stop the run with a checkpoint, Ctrl-C once more at once."""
     from tqdm import tqdm
 
-    state, alone = trainer.state, trainer.workers.alone
+    state, total = trainer.state, trainer.total_steps
     hidden = not (interactive() and trainer.workers.first)
-    bar = tqdm(
-        total=trainer.total_steps, initial=state.step, unit="step", desc="training", mininterval=1, disable=hidden
-    )
+    bar = tqdm(total=total, initial=state.step, unit="step", desc="training", mininterval=1, disable=hidden)
     # Several processes get the same Ctrl-C twice, from the terminal and from torchrun.
-    with stoppable(at_once=alone) as stopping, bar:
+    with stoppable(at_once=trainer.workers.alone) as stopping, bar:
         for step in trainer.steps():
             bar.update(1)
-            if not bar.disable:
+            if not hidden:
                 bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
             elif state.step % trainer.steps_per_epoch == 0:
                 tell(f"epoch {state.step // trainer.steps_per_epoch} of {trainer.settings.epochs} done")

@@ -1,11 +1,8 @@
-"""The inner maximisation of adversarial training: the house's loop, minimising minus the loss of the labels.
-
-Also the network as an attack sees it, frozen and with batch norm folded, and accuracy under PGD-10, which models are
-selected by.
-"""
+"""The attacks of adversarial training, accuracy under PGD-10, and the frozen network that an attack asks."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustsynth.constraints import ball
-from robustsynth.loop import Problem, pgd
+from robustsynth.loop import Objective, Problem, pgd
 from robustsynth.models.folding import fold_and_report, reduce_but_logits, reducible
 from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import normal
@@ -24,7 +21,7 @@ from robustsynth.training.settings import TrainSettings
 TRADES_NOISE = 0.001
 """Standard deviation of the noise that TRADES' attack starts with (Zhang et al. 2019, Algorithm 1)."""
 
-STRONGEST = 16
+MOST_STEPS = 16
 """Steps at which the attack is strong enough: it is not made stronger after yet another collapse."""
 
 
@@ -67,49 +64,8 @@ def adversarial_images(
     return pgd(problem, step_size=step_size, steps=steps, use_best=False)
 
 
-def noisy_step_images(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str,
-    eps: float,
-    noise: float,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """N-FGSM (de Jorge et al. 2022, Algorithm 1): noise, then one step of length eps from there, and no projection.
-
-    For ``linf`` the noise is uniform in [−k·eps, k·eps] a pixel and the step goes along the gradient's sign. For
-    ``l2``, of which the paper does not speak, its analogue: noise uniform in the ball of radius k·eps, a step of
-    length eps along the gradient. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps from the image.
-
-    Args:
-        network: as for `adversarial_images`.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) or (N, classes).
-        norm: of `robustsynth.constraints.NORMS`.
-        eps: length of the step; 0 gives the images back.
-        noise: k; 0 is plain FGSM (Goodfellow et al. 2015).
-        generators: of the noise, one an image.
-
-    Example:
-        >>> noisy_step_images(
-        ...     lambda x: x.flatten(1), torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]),
-        ...     norm="linf", eps=0.25, noise=0.0, generators=[torch.Generator()],
-        ... ).tolist()
-        [[[[0.25, 0.75]]]]
-    """
-    if eps == 0:
-        return images
-    start = ball(norm, noise * eps).random_start(images, generators) if noise else images
-    # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
-    reach = ball(norm, (noise + 1) * eps * (1 + 1e-5))
-    problem = Problem(start, Untargeted(network, labels), reach, center=images)
-    return pgd(problem, step_size=eps, steps=1, use_best=False)
-
-
 def divergence(first: Tensor, second: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats, (N,), of the distributions with logits `first` and `second` (N, classes).
+    """KL(p ‖ q) in nats, (N,), where p and q have the logits `first` and `second` (N, classes).
 
     Example:
         >>> round(divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item(), 4)
@@ -119,10 +75,14 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     return F.kl_div(*logs, reduction="none", log_target=True).sum(1)
 
 
+def _minus_divergence(network: Network, reference: Tensor, images: Tensor) -> Tensor:
+    return -divergence(reference, network(images))
+
+
 def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
     """Steps of the training's attack, and their length, after it has been made stronger `level` times.
 
-    Each time doubles the steps, up to `STRONGEST`; together they are 2.5·eps long.
+    Each time doubles the steps, up to `MOST_STEPS`; together they are 2.5·eps long.
 
     Example:
         >>> strength(TrainSettings(attack_steps=1, attack_step_size=0.5), 0)
@@ -132,7 +92,7 @@ def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
     """
     if level == 0:
         return settings.attack_steps, settings.attack_step_size
-    steps = min(2**level, STRONGEST)
+    steps = min(2**level, MOST_STEPS)
     return steps, 2.5 * settings.eps / steps
 
 
@@ -148,10 +108,11 @@ def recipe_attack(
 ) -> Tensor:
     """The images (N, C, H, W) that the recipe of `settings` trains on in the place of `images`; free has its own way.
 
+    That of fast is N-FGSM (de Jorge et al. 2022, Algorithm 1): a random start in the ball of radius k·eps, k being
+    `fast_noise`, then one step of length eps. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps away.
+
     Args:
-        network: as for `adversarial_images`.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) or (N, classes).
+        network: as for `adversarial_images`, as `images` and `labels` are.
         settings: of the run.
         generators: of random starts, one an image.
         scale: of eps and of the step, while they rise.
@@ -160,48 +121,34 @@ def recipe_attack(
     Raises:
         NonFiniteError: a gradient became NaN or infinite.
     """
-    eps = scale * settings.eps
-    steps, step_size = strength(settings, level)
-    if settings.recipe == "fast" and level == 0:
-        given = {"norm": settings.norm, "noise": settings.fast_noise, "generators": generators}
-        return noisy_step_images(network, images, labels, eps=eps, **given)
-    if settings.recipe == "trades":
+    eps, noise, fast = scale * settings.eps, settings.fast_noise, settings.recipe == "fast" and level == 0
+    steps, step_size = (1, settings.eps) if fast else strength(settings, level)
+    start, reach = images, ball(settings.norm, eps)
+    objective: Objective = Untargeted(network, labels)
+    if fast:
+        start = ball(settings.norm, noise * eps).random_start(images, generators) if noise else images
+        # By the triangle inequality nothing leaves this ball, but for rounding: the projection is on the box alone.
+        reach = ball(settings.norm, (noise + 1) * eps * (1 + 1e-5))
+    elif settings.recipe == "trades":
         with torch.no_grad():
-            reference = network(images)
+            objective = functools.partial(_minus_divergence, network, network(images))
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
         start = (images + TRADES_NOISE * normal(generators, images.shape[1:]).to(images.device)).clamp(0, 1)
-        problem = Problem(start, lambda x: -divergence(reference, network(x)), ball(settings.norm, eps), center=images)
-        return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
-    # What collapsed without noise begins with it from then on.
-    random = settings.random_start or level > 0
-    return adversarial_images(
-        network,
-        images,
-        labels,
-        norm=settings.norm,
-        eps=eps,
-        step_size=scale * step_size,
-        steps=steps,
-        random_start=generators if random else None,
-    )
-
-
-PGD_STEPS = 10
-"""Steps of the selecting attack, each eps/4 long, from the images themselves."""
+    elif settings.random_start or level > 0:
+        # What collapsed without noise begins with it from then on.
+        start = reach.random_start(images, generators)
+    problem = Problem(start, objective, reach, center=images)
+    return pgd(problem, step_size=scale * step_size, steps=steps, use_best=False)
 
 
 def count_clean_and_robust(
     logits: Network, images: Tensor, labels: Tensor, *, norm: str, eps: float, size: int
 ) -> tuple[int, int]:
-    """How many images of a batch are classified correctly, and how many under PGD-10.
+    """How many images of a batch are classified correctly, and how many under PGD-10: steps of eps/4, from themselves.
 
     Args:
-        logits: of a network in evaluation mode with frozen parameters.
-        images: (N, C, h, w) in [0, 1]; brought to `size` where they have another side.
-        labels: (N,) integers.
-        norm: of the attack.
-        eps: its radius; 0 for none.
-        size: side in pixels of the images that the network is meant for.
+        logits: as `network` of `adversarial_images`, as `labels` (N,), `norm` and `eps` are.
+        images: (N, C, h, w) in [0, 1]; brought to the side `size` that the network is meant for.
 
     Example:
         >>> images = torch.tensor([[[[0.4, 0.6]]], [[[0.0, 1.0]]]])
@@ -210,7 +157,7 @@ def count_clean_and_robust(
     """
     if images.shape[-1] != size:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    attacked = adversarial_images(logits, images, labels, norm=norm, eps=eps, step_size=eps / 4, steps=PGD_STEPS)
+    attacked = adversarial_images(logits, images, labels, norm=norm, eps=eps, step_size=eps / 4, steps=10)
     return count_correct(logits, images, labels), count_correct(logits, attacked, labels)
 
 
@@ -223,9 +170,8 @@ def count_correct(logits: Network, images: Tensor, labels: Tensor) -> int:
 class AttackNetwork(nn.Module):
     """A frozen copy of a network in training, which follows its weights: in evaluation mode, batch norm folded.
 
-    The attack of adversarial training asks the network, as it would be used, many times between two changes of its
-    weights. A normalisation by fixed statistics is a multiplication that the convolution before it can do as well, and
-    weights that stay need to be cast to bfloat16 only once.
+    An attack asks the network many times between two changes of its weights. Folded, it has fewer layers to pass, and
+    its weights are cast to bfloat16 only once.
 
     Args:
         network: being trained.

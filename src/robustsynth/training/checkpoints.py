@@ -1,4 +1,4 @@
-"""All that a training run is at a step, and its checkpoint files, which show whether they are damaged.
+"""The state of a training run at a step, and its checkpoint files, which show whether they are damaged.
 
 A checkpoint is what `torch.save` writes, a zip archive, with the SHA-256 of all its bytes in the archive's comment:
 `torch.load` opens it as it is, but would itself not notice a flipped bit in a tensor. The checkpoint before the newest
@@ -32,18 +32,14 @@ from robustsynth.training.settings import TrainSettings, settings_from
 FORMAT = 2
 """Of the checkpoints that are written and read here. Those of 0.1.0 have none: their runs drew other random numbers."""
 
-CHECKPOINT = "checkpoint.pt"
-BEFORE = "checkpoint-before.pt"
-"""The one before it."""
-DAMAGED = "checkpoint-damaged.pt"
-"""Where a damaged one is moved to when a run goes on from the one before it."""
+CHECKPOINT, BEFORE, DAMAGED = "checkpoint.pt", "checkpoint-before.pt", "checkpoint-damaged.pt"
+"""The newest, the one before it, and where a damaged one is moved to when a run goes on from the one before it."""
 
 PARTS = ("network", "average", "optimizer")
 PLAIN = ("data", "step", "seconds", "best", "rows", "perturbation", "attack_level", "collapses", "good")
 NEEDED = ("settings", "execution", *PARTS, *PLAIN)
 """What a checkpoint has: the attributes of `TrainState`, with the ``state_dict`` of its parts."""
 
-_COMMENT = "robustsynth checkpoint of step {}, sha256 "
 _CHECKSUM = re.compile(rb"robustsynth checkpoint of step (\d+), sha256 ([0-9a-f]{64})\Z")
 _DIGITS = 64
 
@@ -54,7 +50,7 @@ class TrainState:
 
     Attributes:
         settings: of the run.
-        network: being trained.
+        network: being trained by the `optimizer`.
         average: its weights' moving average, which is what is evaluated and kept.
         optimizer: SGD.
         execution: precision and batch size, as measured when the run started.
@@ -96,8 +92,7 @@ class TrainState:
         """Move the average towards the weights; early on, when they are poor, by more."""
         decay = min(self.settings.average, self.step / (self.step + 10))
         with torch.no_grad():
-            pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
-            for a, n in pairs:
+            for a, n in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
                 if a.is_floating_point():
                     a.lerp_(n, 1 - decay)
                 else:
@@ -106,37 +101,33 @@ class TrainState:
         self.check_finite("average")
 
     def check_finite(self, *parts: str) -> None:
-        """Refuse NaN and infinity, which would be drawn into everything that follows.
+        """Refuse NaN and infinity in `PARTS`.
 
         A loss and its gradient may be finite while batch norm's running statistics are not: they are not used in
         training, but by the attack and by the model that is kept.
-
-        Args:
-            parts: of ``network``, ``average`` and ``optimizer``.
 
         Raises:
             UserError: where they are.
         """
         for part in parts:
-            tensors = self._tensors(part)
+            state = getattr(self, part).state_dict()
+            if part == "optimizer":
+                state = {f"{name} {i}": v for i, each in state["state"].items() for name, v in each.items()}
+            tensors = {n: v for n, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
             if tensors and not math.isfinite(nn.utils.get_total_norm(tensors.values(), math.inf)):
-                where = next(name for name, value in tensors.items() if not bool(value.isfinite().all()))
-                raise UserError(
-                    f"expected finite weights, got NaN or infinity in {where} of the {part} at step {self.step}; the "
-                    "last checkpoint is kept. Begin again in another --out with a lower --learning-rate, or try "
-                    "--precision float32"
-                )
+                name = next(name for name, value in tensors.items() if not bool(value.isfinite().all()))
+                raise self.not_finite("finite weights", f" in {name} of the {part}")
 
-    def _tensors(self, part: str) -> dict[str, torch.Tensor]:
-        """The floating-point tensors of a part, by name."""
-        state = getattr(self, part).state_dict()
-        if part == "optimizer":
-            state = {f"{name} {i}": v for i, each in state["state"].items() for name, v in each.items()}
-        return {n: v for n, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    def not_finite(self, expected: str, where: str = "") -> UserError:
+        """The error of a step that met NaN or infinity in the place of what was expected."""
+        return UserError(
+            f"expected {expected}, got NaN or infinity{where} at step {self.step}; the last checkpoint is kept. Begin "
+            "again in another --out with a lower --learning-rate, or try --precision float32"
+        )
 
     def keep_good(self) -> None:
         """Remember the weights as they are, to go back to."""
-        self.good = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in PARTS} | {"step": self.step}
+        self.good = copy.deepcopy({name: getattr(self, name).state_dict() for name in PARTS}) | {"step": self.step}
 
     def return_to_good(self) -> int:
         """Take the remembered weights again; the step that they are from. The count of steps goes on."""
@@ -147,43 +138,17 @@ class TrainState:
         return self.good["step"]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, whole or not at all, and keep the one so far as the one before it.
-
-        Raises:
-            UserError: weights are not finite; the checkpoints stay as they are.
-            OSError: the disk is full; likewise.
-        """
+        """Write the checkpoint by `write_checkpoint`, or raise a `UserError` where weights are not finite."""
         self.check_finite(*PARTS)
         contents = {"settings": dataclasses.asdict(self.settings), "execution": self.execution.as_dict()}
         contents |= {name: getattr(self, name).state_dict() for name in PARTS}
         write_checkpoint(contents | {name: getattr(self, name) for name in PLAIN}, folder)
 
-    def load(
-        self,
-        folder: Path,
-        device: torch.device,
-        *,
-        announce: Callable[[str], object] = lambda line: None,
-        set_aside: bool = True,
-    ) -> None:
-        """Become what `save` wrote; where the newest checkpoint is damaged, what it wrote before that.
-
-        Args:
-            folder: the run's.
-            device: to put tensors on.
-            announce: told what a damaged checkpoint costs.
-            set_aside: move a damaged checkpoint away, so that it does not become the one before the next.
-
-        Raises:
-            UserError: there is no checkpoint that is whole, or it belongs to other settings or other data.
-        """
-        contents = read_checkpoint(folder, device, announce=announce, set_aside=set_aside)
-        saved = settings_from(contents["settings"])
-        if saved != self.settings:
-            ours = dataclasses.asdict(self.settings)
-            differing = [
-                f"{n} ({ours[n]} in place of {v})" for n, v in dataclasses.asdict(saved).items() if v != ours[n]
-            ]
+    def load(self, folder: Path, device: torch.device, **how: Any) -> None:
+        """Become what `save` wrote, as by `read_checkpoint`; a `UserError` where it is of other settings or data."""
+        contents = read_checkpoint(folder, device, **how)
+        ours, saved = (dataclasses.asdict(each) for each in (self.settings, settings_from(contents["settings"])))
+        if differing := [f"{n} ({ours[n]} in place of {v})" for n, v in saved.items() if v != ours[n]]:
             raise UserError(
                 f"expected the settings that {folder} was begun with, got others in {', '.join(differing)}; "
                 "resume without them, or choose another --out"
@@ -206,24 +171,16 @@ class TrainState:
 
 def make_optimizer(settings: TrainSettings, network: nn.Module) -> torch.optim.SGD:
     """SGD that decays weights, and biases and norms only where the settings say so."""
-    vectors = 0.0 if not settings.decay_norms else settings.weight_decay
-    groups = [
-        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": vectors},
-    ]
-    return torch.optim.SGD(
-        groups,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov and settings.momentum > 0,
-        foreach=True,
-    )
+    decay, momentum = settings.weight_decay, settings.momentum
+    weights, others = ([p for p in network.parameters() if (p.ndim > 1) == kind] for kind in (True, False))
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}]
+    groups.append({"params": others, "weight_decay": decay if settings.decay_norms else 0.0})
+    nesterov = settings.nesterov and momentum > 0
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=nesterov, foreach=True)
 
 
 def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What tells the data that a run was begun with from that of now, in words; empty where nothing does.
-
-    The mean and deviation are the run's, not the data's: a model that is fine-tuned brings its own.
+    """How the data of now differs from that which a run was begun with, in words; empty where it does not.
 
     Example:
         >>> differences({"images": 60, "classes": ["cat"]}, {"images": 61, "classes": ["cat", "dog"]})
@@ -232,6 +189,7 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     found = []
     for name, value in now.items():
         was = begun.get(name, value)
+        # The mean and deviation are the run's: a model that is fine-tuned brings its own.
         if name in ("mean", "std") or was == value:
             continue
         if name == "classes":
@@ -244,11 +202,7 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 class _DamagedError(Exception):
-    """A file is not what was written. The message says how it shows, `step` where it still tells its step."""
-
-    def __init__(self, reason: str, step: int | None = None) -> None:
-        super().__init__(reason)
-        self.step = step
+    """A file is not what was written: in which way, and, where it is still known, its step."""
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -257,14 +211,10 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def write_checkpoint(contents: dict[str, Any], folder: Path) -> None:
-    """Write `contents`, with its ``step``, as the newest checkpoint, and keep the newest so far as the one before.
+    """Write `contents`, with its ``step``, as the newest checkpoint of `folder`; the newest so far is the one before.
 
-    At every moment, also of a power cut, one of the two is whole. A run has one writer: what an earlier one that was
+    At every moment, also of a power cut, one of the two is complete. A run has one writer: what an earlier one that was
     killed left half written is removed.
-
-    Args:
-        contents: tensors and plain values.
-        folder: the run's.
 
     Raises:
         OSError: the disk is full or refuses; what was there is untouched.
@@ -288,7 +238,13 @@ def write_checkpoint(contents: dict[str, Any], folder: Path) -> None:
         temporary.write_bytes(packed.getbuffer())
         if path.exists():
             _keep_before(path)
-    _settle(folder)
+    # The new names on the disk too, where the system lets a folder be written through.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_checkpoint(
@@ -305,7 +261,7 @@ def read_checkpoint(
     Args:
         folder: the run's.
         device: to put tensors on.
-        announce: told what a damaged checkpoint costs.
+        announce: called with what a damaged checkpoint costs.
         set_aside: move a damaged one away, so that it does not become the one before the next.
 
     Raises:
@@ -316,15 +272,15 @@ def read_checkpoint(
     try:
         return _read(folder / CHECKPOINT, device)
     except _DamagedError as error:
-        newest = error
+        newest, *step = error.args
     try:
         contents = _read(folder / BEFORE, device)
     except _DamagedError as error:
         raise UserError(
             f"expected a whole checkpoint in {folder}, but {CHECKPOINT} is damaged ({newest}) and there is none before "
-            f"it to go back to ({BEFORE}: {error}); {_begin_again(folder)}"
+            f"it to go back to ({BEFORE}: {error.args[0]}); {_begin_again(folder)}"
         ) from None
-    again = f"{newest.step - contents['step']} steps" if newest.step else "the steps since"
+    again = f"{step[0] - contents['step']} steps" if step else "the steps since"
     announce(
         f"{folder / CHECKPOINT} is damaged ({newest}): going on from the one before it, of step {contents['step']}; "
         f"{again} are trained again, to the same weights"
@@ -337,14 +293,13 @@ def read_checkpoint(
 
 
 def _begin_again(folder: Path) -> str:
-    """The remedy where a run cannot go on."""
     best = f", also from the best model so far: --fine-tune {folder}" if (folder / "card.json").exists() else ""
     return f"begin again in another --out{best}"
 
 
 def _add_checksum(packed: io.BytesIO, step: int) -> None:
     """Append step and SHA-256 as the comment of the zip archive in `packed`."""
-    comment = _COMMENT.format(step).encode()
+    comment = f"robustsynth checkpoint of step {step}, sha256 ".encode()
     # An archive without a comment ends with the comment's length, two bytes.
     packed.seek(-2, os.SEEK_END)
     packed.write((len(comment) + _DIGITS).to_bytes(2, "little") + comment)
@@ -363,23 +318,8 @@ def _keep_before(path: Path) -> None:
         os.replace(path, before)
 
 
-def _settle(folder: Path) -> None:
-    """Have the new names on the disk too, where the system lets a folder be written through."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """The contents of one file.
-
-    Raises:
-        _DamagedError: it is missing or not what was written.
-        UserError: it holds code, is something else, or another version wrote it.
-    """
+    """The contents of one file; a `_DamagedError` where it is missing or not what was written."""
     try:
         packed = path.read_bytes()
     except FileNotFoundError:

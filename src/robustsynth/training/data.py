@@ -28,12 +28,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemory:
-    """Batches of images that are decoded already.
-
-    Args:
-        data: the images.
-        settings: of the run.
-        device: that trains.
+    """Batches of images that are decoded already, for a run on `device`.
 
     Attributes:
         held: numbers of the images that are held out to select by.
@@ -71,7 +66,7 @@ class InMemory:
     def read(self, numbers: np.ndarray) -> Batch:
         """The images of these numbers."""
         # Indexing by an array copies from the memory map, so that the tensor may be written to.
-        return as_batch(self.data.images[numbers], self.data.labels[numbers], self.device)
+        return _as_batch(self.data.images[numbers], self.data.labels[numbers], self.device)
 
 
 SUBSTREAMS = 16
@@ -94,15 +89,9 @@ def substreams_of(part: int) -> int:
 class Streamed:
     """Batches of a stream, as `InMemory` has them: images are decoded while the run goes on, in their own processes.
 
-    A batch takes as many rows of each lane, whose order is the same whatever the processes and decoders, so that a
-    batch is, too. The first images of the first shards are held out.
-
-    Args:
-        stream: the images.
-        settings: of the run.
-        workers: the processes that train; each reads and decodes its own substreams.
-        device: that trains.
-        decoders: processes that decode, for each that trains; 0 to decode in that itself.
+    A batch takes as many rows of each substream, whose order is the same whatever the processes and decoders, so that
+    a batch is, too. The first images of the first shards are held out. Each of `workers` reads and decodes its own
+    substreams, in `decoders` processes; in itself where they are 0.
 
     Raises:
         UserError: the number of processes does not divide that of substreams.
@@ -142,25 +131,17 @@ class Streamed:
     def epoch(self, number: int, first: int, rows: Tensor | None) -> Iterator[Batch]:
         """See `InMemory`; `rows` are those of this process's substreams already."""
         settings = self.settings
-        substreams = StreamBatches(
-            self.stream,
-            self.pieces,
-            seed=settings.seed,
-            epoch=number,
-            first=first,
-            substreams=self.substreams,
-            mine=self.mine,
-            each=self.part // self.substreams,
-            parts=settings.accumulate,
-        )
+        where = {"seed": settings.seed, "epoch": number, "first": first, "substreams": self.substreams}
+        share = {"mine": self.mine, "each": self.part // self.substreams, "parts": settings.accumulate}
+        batches: Any = StreamBatches(self.stream, self.pieces, **where, **share)
         with warnings.catch_warnings():
             # How many decode is for the user to say: `--decoders`.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = iter(DataLoader(substreams, batch_size=None, num_workers=self.decoders))
+            loader = iter(DataLoader(batches, batch_size=None, num_workers=self.decoders))
         for _ in range(first, len(self.kept) // settings.batch_size):
             given = self._next(loader)
             images, labels = (torch.cat(each, 1).flatten(0, 2) for each in zip(*given, strict=True))
-            yield as_batch(images, labels, self.device)
+            yield _as_batch(images, labels, self.device)
 
     def _next(self, loader: Iterator[Any]) -> list[tuple[Tensor, Tensor]]:
         """What each decoder has of a step."""
@@ -183,7 +164,7 @@ class Streamed:
         """See `InMemory`; decoded once."""
         if self._held_images is None:
             self._held_images = self.stream.data(self.held)
-        return as_batch(self._held_images.images[start:stop], self._held_images.labels[start:stop], self.device)
+        return _as_batch(self._held_images.images[start:stop], self._held_images.labels[start:stop], self.device)
 
     def for_seeds(self) -> tuple[ImageData, np.ndarray]:
         """As many of each class as fit, the first in the shards; at the side that seeds are fitted at."""
@@ -196,13 +177,8 @@ class Streamed:
         return self.stream.data(self.kept[np.sort(chosen)], image_size=side), np.array([], dtype=np.int64)
 
 
-def as_batch(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device) -> Batch:
-    """Images uint8 (n, H, W, C) and labels as training takes them.
-
-    Example:
-        >>> as_batch(np.full((1, 2, 2, 3), 255, np.uint8), np.array([4]), torch.device("cpu"))[0].shape
-        torch.Size([1, 3, 2, 2])
-    """
+def _as_batch(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device) -> Batch:
+    """Images uint8 (n, H, W, C) and labels as training takes them."""
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     return images.to(device).permute(0, 3, 1, 2).float() / 255, labels.to(device)
 
@@ -210,13 +186,9 @@ def as_batch(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: t
 def augment(
     images: Tensor, settings: TrainSettings, generators: Sequence[torch.Generator], *, side: int | None = None
 ) -> Tensor:
-    """Random views (N, C, H, W) of images in [0, 1], each drawn from its image's own CPU generator.
+    """Random views (N, C, H, W) of `images` (N, C, h, w) in [0, 1], each drawn from its image's own CPU generator.
 
-    Args:
-        images: (N, C, h, w).
-        settings: which views.
-        generators: of the random numbers, one an image.
-        side: H and W of ``resized`` crops; those of the images where None.
+    ``resized`` crops have `side` pixels, or the images' where None.
 
     Example:
         >>> from robustsynth.randomness import image_generators
@@ -278,21 +250,11 @@ def _jitter(images: Tensor, strength: float, generators: Sequence[torch.Generato
 def cutmix(
     images: Tensor, labels: Tensor, *, classes: int, probability: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Images with a rectangle of another image of the batch each, and the shares of their labels.
+    """Images (N, C, H, W) with a rectangle of another image of the batch each, and the shares of their labels.
 
     Yun et al. 2019, Section 3.1 (α = 1), drawn for each image rather than for the batch: the rectangle has the
     image's aspect, an area uniform in [0, 1] before it is cut off at the border, and a centre uniform in the image.
-
-    Args:
-        images: (N, C, H, W).
-        labels: (N,) integers.
-        classes: number of classes.
-        probability: of an image being mixed.
-        generator: of the random numbers, on the CPU.
-
-    Returns:
-        Images (N, C, H, W), and the labels' shares (N, classes), each the share of the pixels from an image of
-        that label.
+    An image is mixed with `probability`. Of `labels` (N,) become shares (N, `classes`) of the pixels.
 
     Example:
         >>> both = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
@@ -314,6 +276,5 @@ def cutmix(
 
 def _spans(center: Tensor, share: Tensor, length: int) -> Tensor:
     """(N, length): which of `length` pixels lie within `share`·`length` around `center`·`length`."""
-    half = (share * length / 2)[:, None]
     place = torch.arange(length) + 0.5
-    return ((place - (center * length)[:, None]).abs() < half) & (share > 0)[:, None]
+    return (place - (center * length)[:, None]).abs() < (share * length / 2)[:, None]

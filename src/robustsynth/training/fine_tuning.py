@@ -1,4 +1,4 @@
-"""Beginning a run from the weights of a model that is there, also one of other classes."""
+"""Fine-tuning: a run that begins with the weights of a model, also one of other classes."""
 
 from __future__ import annotations
 
@@ -16,51 +16,30 @@ from robustsynth.models.store import find_model
 from robustsynth.training.settings import TrainSettings
 
 
-def network_of_model(name_or_path: str) -> dict[str, Any]:
-    """The settings that a run must have to begin from a model, from its card: its network and its images' side.
+def settings_of_model(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """From a model's card, what a run that begins from it must have, and the attack that it was trained against.
 
     Raises:
         UnknownNameError: no such model.
         UserError: a folder without a card.
 
     Example:
-        >>> network_of_model("mnist")
+        >>> settings_of_model("mnist")[0]
         {'architecture': 'small-cnn', 'width': 16, 'image_size': 28}
+        >>> settings_of_model("imagenette")[1], settings_of_model("cifar10-standard")[1]
+        ({'norm': 'l2', 'eps': 1.5}, {})
     """
     card = ModelCard.load(find_model(name_or_path))
-    return {"architecture": card.architecture, "width": card.width, "image_size": card.image_size}
-
-
-def attack_of_model(name_or_path: str) -> dict[str, Any]:
-    """The norm and radius that a model was trained against, from its card; nothing of one that was not.
-
-    Raises:
-        UnknownNameError: no such model.
-        UserError: a folder without a card.
-
-    Example:
-        >>> attack_of_model("imagenette")
-        {'norm': 'l2', 'eps': 1.5}
-        >>> attack_of_model("cifar10-standard")
-        {}
-    """
-    known = ModelCard.load(find_model(name_or_path)).threat_model or {}
-    return {name: known[name] for name in ("norm", "eps")} if known.get("eps") else {}
+    known = card.threat_model or {}
+    network = {name: getattr(card, name) for name in ("architecture", "width", "image_size")}
+    return network, {name: known[name] for name in ("norm", "eps")} if known.get("eps") else {}
 
 
 def begin_from(network: nn.Module, model: Classifier, classes: Sequence[str]) -> list[str]:
-    """Put the weights of `model` into `network`.
+    """Put the weights of `model` into `network`, which is freshly initialised for `classes`; the classes that are new.
 
     The last linear layer's rows of classes that both have, by name, are taken over wherever they stand; those of new
     classes stay as they were initialised. Every other tensor must have the same name and shape.
-
-    Args:
-        network: freshly initialised, for `classes`.
-        model: to begin from.
-        classes: names in the order of the logits of `network`.
-
-    Returns:
-        The classes that are new.
 
     Raises:
         UserError: the model is another network than the one to be trained.
@@ -81,8 +60,10 @@ def begin_from(network: nn.Module, model: Classifier, classes: Sequence[str]) ->
             f"expected images of {model.channels} channels, which {model.name!r} was trained on, got {channels}; "
             "begin from another model, or convert the images"
         )
-    head = _last_linear(network)
-    rows = [name for name in (f"{head}.weight", f"{head}.bias") if name in own]
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError("expected a network whose last layer is linear, to fit new classes to, got none")
+    rows = [name for name in (f"{linear[-1]}.weight", f"{linear[-1]}.bias") if name in own]
     wrong = [k for k in own if k not in rows and (k not in other or other[k].shape != own[k].shape)]
     wrong += [k for k in rows if k not in other or other[k].shape[1:] != own[k].shape[1:]]
     wrong += [k for k in other if k not in own]
@@ -107,35 +88,18 @@ def begin_from(network: nn.Module, model: Classifier, classes: Sequence[str]) ->
 def announcements(
     model: Classifier, settings: TrainSettings, data: ImageData, *, size: int, new: Sequence[str]
 ) -> list[str]:
-    """What to tell of a run that begins from a model: new classes, and where the two differ.
-
-    Args:
-        model: to begin from.
-        settings: of the run.
-        data: that it trains on, with its own mean and deviation.
-        size: side in pixels that it trains at.
-        new: the classes that the model does not know.
-    """
-    shared = len(data.classes) - len(new)
-    lines = [f"beginning from {model.name}, which knows {shared} of the {len(data.classes)} classes"]
+    """What to tell of a run at `size` pixels that begins from a model: `new` classes, and where the two differ."""
+    known = len(data.classes) - len(new)
+    lines = [f"beginning from {model.name}, which knows {known} of the {len(data.classes)} classes"]
     if new:
-        more = f" and {len(new) - 8} more" if len(new) > 8 else ""
-        lines[0] += f"; new: {', '.join(new[:8])}{more}"
-    known = None if model.card is None else model.card.threat_model
-    if known and (known.get("eps"), known.get("norm")) != (settings.eps, settings.norm):
-        was = f"{known.get('norm')} eps {known.get('eps'):g}" if known.get("eps") else "no attack"
+        lines[0] += f"; new: {', '.join(new[:8])}{f' and {len(new) - 8} more' if len(new) > 8 else ''}"
+    attack = {} if model.card is None else model.card.threat_model or {}
+    if attack and (attack.get("eps"), attack.get("norm")) != (settings.eps, settings.norm):
+        was = f"{attack.get('norm')} eps {attack.get('eps'):g}" if attack.get("eps") else "no attack"
         lines.append(f"it was trained against {was}, this run trains against {settings.norm} eps {settings.eps:g}")
-    if model.image_size is not None and model.image_size != size:
+    if model.image_size not in (None, size):
         lines.append(f"it was trained at {model.image_size} pixels, this run trains at {size}")
-    mean, std = (values.flatten() for values in (model.mean.cpu(), model.std.cpu()))
-    if not all(torch.allclose(a, torch.tensor(b), atol=1e-4) for a, b in ((mean, data.mean), (std, data.std))):
+    pairs = ((model.mean, data.mean), (model.std, data.std))
+    if not all(torch.allclose(a.flatten().cpu(), torch.tensor(b), atol=1e-4) for a, b in pairs):
         lines.append("its mean and deviation are used in the place of the data's")
     return lines
-
-
-def _last_linear(network: nn.Module) -> str:
-    """The name of the linear layer that gives the logits."""
-    found = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise UserError("expected a network whose last layer is linear, to fit new classes to, got none")
-    return found[-1]

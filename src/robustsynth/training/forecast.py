@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ from robustsynth.training.attack import count_clean_and_robust
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.data import Streamed
 from robustsynth.training.guard import GUARD_IMAGES
-from robustsynth.training.step import NotFiniteError, train_step
+from robustsynth.training.step import train_step
 from robustsynth.training.trainer import Trainer
 
 BUDGET = 6.0
@@ -41,7 +40,7 @@ class Forecast:
         epochs: to go, in part where it is resumed in mid-epoch.
         step_seconds: of one step, by the side that it trains at.
         training_seconds: of all steps to go.
-        selecting_seconds: of the held-out images' evaluations, and of the guard's looks.
+        selecting_seconds: of the held-out images' evaluations, and of the guard's.
         memory: peak of this process, or of its graphics card, in bytes.
         checkpoints: bytes of the checkpoint files.
         cache: bytes of decoded images in the cache; 0 for a stream.
@@ -77,49 +76,42 @@ def forecast(trainer: Trainer) -> Forecast:
     """Measure a few steps on a copy of the run, with random images: nothing of the run is changed, nothing written.
 
     Under ``torchrun`` all processes measure at once, each with its rows; what they exchange is not counted.
-
-    Args:
-        trainer: a run that is ready to begin or go on.
     """
-    settings, state = trainer.settings, trainer.state
-    per_epoch, total = trainer.steps_per_epoch, trainer.total_steps
-    size, device = trainer.size, trainer.device
-    sides = [settings.side(step, per_epoch, size) for step in range(state.step, total)]
-    scratch = _scratch(state)
+    settings, state, device, size = trainer.settings, trainer.state, trainer.device, trainer.size
+    per_epoch, (_, high, wide, channels) = trainer.steps_per_epoch, trainer.data.images.shape
+    sides = [settings.side(step, per_epoch, size) for step in range(state.step, trainer.total_steps)]
+    scratch = TrainState.fresh(settings, copy.deepcopy(state.network), state.execution, state.data)
+    scratch.average, scratch.attack_level = copy.deepcopy(state.average), state.attack_level
     rows = trainer.team.count - trainer.team.count % settings.accumulate
-    shape = trainer.data.images.shape
     draw = torch.Generator().manual_seed(0)
-    images = torch.rand(rows, shape[3], shape[1], shape[2], generator=draw).to(device)
+    images = torch.rand(rows, channels, high, wide, generator=draw).to(device)
     labels = torch.randint(len(trainer.data.classes), (rows,), generator=draw).to(device)
     seconds = {}
     for side in dict.fromkeys(sides):
         scratch.step = state.step + sides.index(side)
         seconds[side] = _step_seconds(trainer, scratch, images, labels)
-    images, labels = images[:16], labels[:16]
-    logits, attack = trainer.predict(state.average), {"norm": settings.norm, "eps": settings.eps}
-    look = _seconds(lambda: count_clean_and_robust(logits, images, labels, size=size, **attack), device) / len(images)
+    images, labels, logits = images[:16], labels[:16], trainer.predict(state.average)
+    given = {"norm": settings.norm, "eps": settings.eps, "size": size}
+    each = _seconds(lambda: count_clean_and_robust(logits, images, labels, **given), device) / len(images)
     evaluations = sum(settings.evaluates(epoch) for epoch in range(state.step // per_epoch, settings.epochs))
-    looked = evaluations * len(trainer.held) / trainer.workers.size
+    selecting = evaluations * len(trainer.held) / trainer.workers.size
+    # Weights, their average and their momentum, and the guard's copy of these; free's perturbation.
+    checkpoint = 3 * sum(t.numel() * t.element_size() for t in state.network.state_dict().values())
     if settings.guarded:
-        looked += len(sides) / settings.guard_every * min(GUARD_IMAGES, len(trainer.held))
-    pixels = shape[1] * shape[2] * shape[3]
+        selecting += len(sides) / settings.guard_every * min(GUARD_IMAGES, len(trainer.held))
+        checkpoint *= 2
+    if settings.recipe == "free":
+        checkpoint += 4 * settings.batch_size * high * wide * channels
     return Forecast(
         steps=len(sides),
         epochs=len(sides) / per_epoch,
         step_seconds=seconds,
         training_seconds=sum(seconds[side] for side in sides),
-        selecting_seconds=looked * look,
+        selecting_seconds=selecting * each,
         memory=_peak(device),
-        checkpoints=CHECKPOINTS * _checkpoint_bytes(trainer, pixels),
-        cache=0 if isinstance(trainer.source, Streamed) else len(trainer.data) * pixels,
+        checkpoints=CHECKPOINTS * checkpoint,
+        cache=0 if isinstance(trainer.source, Streamed) else len(trainer.data) * high * wide * channels,
     )
-
-
-def _scratch(state: TrainState) -> TrainState:
-    """A copy to try steps on, whose settings are the run's."""
-    network, average = copy.deepcopy(state.network), copy.deepcopy(state.average)
-    fresh = TrainState.fresh(state.settings, network, state.execution, state.data)
-    return dataclasses.replace(fresh, average=average, attack_level=state.attack_level)
 
 
 def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: Tensor) -> float:
@@ -131,7 +123,7 @@ def _step_seconds(trainer: Trainer, state: TrainState, images: Tensor, labels: T
         try:
             given = {"steps_per_epoch": trainer.steps_per_epoch, "size": trainer.size, "frozen": trainer.frozen}
             train_step(state, trainer.predict, images, labels, **given)
-        except (NotFiniteError, UserError):
+        except UserError:
             state.step = step
 
     began = time.perf_counter()
@@ -161,14 +153,6 @@ def _peak(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _checkpoint_bytes(trainer: Trainer, pixels: int) -> int:
-    """Of one checkpoint: weights, their average and their momentum, the guard's copy of these, free's perturbation."""
-    settings = trainer.settings
-    weights = sum(t.numel() * t.element_size() for t in trainer.state.network.state_dict().values())
-    size = 3 * weights * (2 if settings.guarded else 1)
-    return size + (4 * settings.batch_size * pixels if settings.recipe == "free" else 0)
-
-
 def duration(seconds: float) -> str:
     """Seconds in the unit that people would use.
 
@@ -176,10 +160,8 @@ def duration(seconds: float) -> str:
         >>> duration(40), duration(400), duration(40000), duration(400000)
         ('40 seconds', '7 minutes', '11.1 hours', '4.6 days')
     """
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
+    if seconds < 3600:
+        return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
@@ -190,9 +172,5 @@ def amount(size: int) -> str:
         >>> amount(512), amount(3_400_000), amount(150 * 10**9)
         ('512 B', '3.4 MB', '150.0 GB')
     """
-    value, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+    power = min((len(str(size)) - 1) // 3, 4)
+    return f"{size / 1000**power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
+from robustsynth.processes import SINGLE, Team
 from robustsynth.randomness import generator
 from robustsynth.training.attack import count_clean_and_robust, count_correct, recipe_attack, strength
 from robustsynth.training.checkpoints import TrainState
-from robustsynth.training.distributed import SINGLE, Team
 
 GUARD = 3
 """Key of the guard's random streams."""
 
 GUARD_IMAGES = 64
-"""At most so many of the held-out images are looked at."""
+"""Held-out images that are compared, at most."""
 
 CHANCE = 5
 """Fewer images than this that only one of the attacks turns are no sign of anything."""
@@ -42,26 +42,34 @@ def watch(
 ) -> None:
     """Compare the two attacks; keep the weights where all is well, and recover where training has collapsed.
 
-    Args:
-        state: of the run; `state.good` holds the weights to go back to.
-        predict: makes a network a function from images to logits.
-        images: (N, C, H, W) in [0, 1], of the size that is trained at.
-        labels: (N,) integers.
-        scale: of eps at this step.
-        announce: told of a collapse.
-        team: the processes that train; the first compares, and all do as it saw.
+    The first process of `team` compares for all, on `images` (N, C, H, W) in [0, 1] of the size that is trained at and
+    `labels` (N,). `predict` makes a network a function from images to logits, `scale` is that of eps at this step, and
+    `announce` is called with the message of a collapse. ``state.good`` holds the weights to go back to.
 
     Raises:
-        NonFiniteError: the weights are not finite.
+        UserError: the weights are not finite.
     """
-    seen = team.workers.agreed(lambda: _shares_correct(state, predict(state.network), images, labels, scale))
-    if seen is None:
-        raise NonFiniteError(images, {})
-    trained, pgd = seen
-    if trained - pgd > state.settings.guard_gap and (trained - pgd) * len(images) >= CHANCE:
+    settings, network, count = state.settings, state.network, len(images)
+
+    def counts() -> tuple[int, int]:
+        """Images classified correctly under the training's attack and PGD-10."""
+        training, logits = network.training, predict(network)
+        generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
+        network.eval().requires_grad_(False)
+        given = {"norm": settings.norm, "eps": scale * settings.eps, "size": images.shape[-1]}
+        try:
+            attack = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=state.attack_level)
+            return count_correct(logits, attack, labels), count_clean_and_robust(logits, images, labels, **given)[1]
+        except NonFiniteError:
+            raise state.not_finite("finite weights") from None
+        finally:
+            network.train(training).requires_grad_(True)
+
+    trained, pgd = (correct / count for correct in team.workers.agreed(counts))
+    if trained - pgd > settings.guard_gap and (trained - pgd) * count >= CHANCE:
         back = state.return_to_good()
         state.attack_level += 1
-        steps = strength(state.settings, state.attack_level)[0]
+        steps = strength(settings, state.attack_level)[0]
         event = {"step": state.step, "trained": trained, "pgd": pgd, "back_to": back, "attack_steps": steps}
         state.collapses.append(event)
         announce(
@@ -69,23 +77,5 @@ def watch(
             f"trained with, {100 * pgd:.0f} % under PGD-10; back to the weights of step {back}, on with {steps} attack "
             "steps"
         )
-    elif trained - pgd <= state.settings.guard_gap / 2:
+    elif trained - pgd <= settings.guard_gap / 2:
         state.keep_good()
-
-
-def _shares_correct(
-    state: TrainState, logits: Network, images: Tensor, labels: Tensor, scale: float
-) -> tuple[float, float] | None:
-    """Shares of images classified correctly under the training's attack and PGD-10; None of weights not finite."""
-    settings, network, count = state.settings, state.network, len(images)
-    training, eps, level = network.training, scale * settings.eps, state.attack_level
-    generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
-    network.eval().requires_grad_(False)
-    try:
-        attacked = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=level)
-        _, robust = count_clean_and_robust(logits, images, labels, norm=settings.norm, eps=eps, size=images.shape[-1])
-        return count_correct(logits, attacked, labels) / count, robust / count
-    except NonFiniteError:
-        return None
-    finally:
-        network.train(training).requires_grad_(True)

@@ -37,25 +37,19 @@ def write_log(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def keep_model(state: TrainState, data: ImageData, out: Path, held_out: int, trained_on: int) -> None:
-    """Write the moving average and its card into `out`, which then is a model.
+    """Write the moving average, which ``state.best`` describes, and its card into the folder `out`: it is a model then.
 
-    Args:
-        state: of the run, whose ``best`` describes the average as it is now.
-        data: that it is trained on.
-        out: the run's folder.
-        held_out: how many images it is selected by.
-        trained_on: how many images it is trained on.
+    `held_out` and `trained_on` are the numbers of images that it is selected by and trained on.
     """
-    settings, channels = state.settings, data.images.shape[3]
+    settings, device = state.settings, next(state.average.parameters()).device
     size = settings.image_size or data.images.shape[1]
     classifier = Classifier(state.average, classes=data.classes, mean=data.mean, std=data.std, image_size=size)
-    device = next(state.average.parameters()).device
     robust, clean = state.best["score"]
     card = ModelCard(
         name=out.resolve().name,
         architecture=settings.architecture,
         width=settings.width or standard_width(settings.architecture),
-        channels=channels,
+        channels=data.images.shape[3],
         image_size=size,
         classes=data.classes,
         mean=tuple(data.mean),
@@ -96,13 +90,7 @@ TENSORBOARD_IMAGES = 8
 
 
 class TensorBoardLog:
-    """What TensorBoard shows of a run, in the folder ``tensorboard`` beside its model.
-
-    What was logged after the step that a run is resumed from is dropped.
-
-    Args:
-        out: the run's folder.
-        step: steps done so far.
+    """What TensorBoard shows of a run, in the folder ``tensorboard`` of `out`; what is there after `step` is dropped.
 
     Raises:
         UserError: the package is not installed.
@@ -132,7 +120,3 @@ class TensorBoardLog:
         if attacked is not None:
             self.writer.add_images("adversarial images", attacked[:TENSORBOARD_IMAGES].detach().cpu(), step)
         self.writer.flush()
-
-    def close(self) -> None:
-        """Write what is left."""
-        self.writer.close()

@@ -1,4 +1,4 @@
-"""Settings of a training run: their checks, their presets, and the defaults where no preset is named."""
+"""Settings of a training run: their checks, their presets, and what is chosen where no preset is named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from robustsynth.errors import UnknownNameError, UserError
@@ -23,13 +23,7 @@ class TrainSettings:
 
     The recipes: ``pgd`` (Madry et al. 2018, Equation 2.1), ``trades`` (Zhang et al. 2019, Equation 5), ``mart`` (Wang
     et al. 2020, Equation 9), ``free`` (Shafahi et al. 2019, Algorithm 1) and ``fast`` (Wong et al. 2020, Algorithm 3,
-    in the form of de Jorge et al. 2022, Algorithm 1: N-FGSM); see `robustsynth.training.recipes`.
-
-    In the many dimensions of an image a start uniform in an l2 ball lies near its edge and at a right angle to the
-    gradient, so that one step of length eps from there, projected, goes only about 1/√2 of the radius along it. One
-    from the image itself is nearly as strong as PGD-20 at no cost: ``random_start = false`` (the losses are in
-    docs/log/training-recipes.md). For linf keep the random start: one-step training collapses sooner without (Wong et
-    al. 2020).
+    in the form of de Jorge et al. 2022, Algorithm 1: N-FGSM).
 
     Attributes:
         architecture: a name in `robustsynth.models.networks.ARCHITECTURES`.
@@ -50,7 +44,7 @@ class TrainSettings:
         eps_warmup: share of all steps over which eps and the attack's step rise linearly from 0; large l-infinity
             radii are not learnt at all from a cold start.
         random_start: start the attack of pgd and mart uniformly at random in the ball; false makes a one-step l2
-            attack nearly as strong as PGD-20.
+            attack nearly as strong as PGD-20 (docs/log/training-recipes.md), while linf needs true (Wong et al. 2020).
         trades_beta: weight of trades' divergence between clean and attacked predictions.
         mart_weight: weight of mart's.
         free_replays: times that free trains on each batch, moving its perturbation each time; divide epochs by it for
@@ -92,12 +86,12 @@ class TrainSettings:
     stored_size: int | None = None
     early_size: int | None = None
     early_share: float = 0.4
-    recipe: str = "pgd"
+    recipe: str = field(default="pgd", metadata={"choices": ("pgd", "trades", "mart", "free", "fast")})
     norm: str = "l2"
     eps: float = 0.5
     attack_steps: int = 7
     attack_step_size: float = 0.1
-    attack_statistics: str = "eval"
+    attack_statistics: str = field(default="eval", metadata={"choices": ("eval", "train")})
     eps_warmup: float = 0.0
     random_start: bool = True
     trades_beta: float = 6.0
@@ -111,7 +105,7 @@ class TrainSettings:
     batch_size: int = 128
     accumulate: int = 1
     learning_rate: float = 0.1
-    schedule: str = "cosine"
+    schedule: str = field(default="cosine", metadata={"choices": ("cosine", "one-cycle", "step")})
     milestones: tuple[int, ...] = ()
     warmup: float = 0.0
     momentum: float = 0.9
@@ -121,7 +115,7 @@ class TrainSettings:
     label_smoothing: float = 0.0
     average: float = 0.998
     clip_norm: float = 1.0
-    crop: str = "pad"
+    crop: str = field(default="pad", metadata={"choices": ("pad", "resized", "none")})
     crop_area: float = 0.35
     flip: bool = True
     jitter: float = 0.0
@@ -137,12 +131,7 @@ class TrainSettings:
 
     @property
     def guarded(self) -> bool:
-        """Whether the run is looked after for catastrophic overfitting: its attack has but one step.
-
-        Example:
-            >>> TrainSettings(recipe="fast").guarded, TrainSettings(attack_steps=7).guarded
-            (True, False)
-        """
+        """Whether the run is guarded against catastrophic overfitting: its attack has one step."""
         one_step = self.recipe == "fast" or (self.recipe != "free" and self.attack_steps == 1)
         return self.eps > 0 and self.guard_every > 0 and one_step
 
@@ -188,38 +177,30 @@ class TrainSettings:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-CHOICES = {
-    "recipe": ("pgd", "trades", "mart", "free", "fast"),
-    "attack_statistics": ("eval", "train"),
-    "schedule": ("cosine", "step", "one-cycle"),
-    "crop": ("pad", "resized", "none"),
-}
-"""The names that settings of names take; those of norms are the constraints'."""
-
 SIZES = ("early_size", "image_size", "stored_size")
 """The settings of sides, none of which may be larger than the next."""
 
-RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
-    ("of 1 or more", lambda v: v >= 1, ("epochs", "batch_size", "accumulate", "free_replays", "evaluate_every")),
-    ("of 1 or more", lambda v: v >= 1, ("held_out", "width")),
-    ("of 4 or more pixels", lambda v: v >= 4, SIZES),
-    ("positive and finite", lambda v: 0 < v < math.inf, ("learning_rate", "trades_beta", "mart_weight")),
-    ("finite and 0 or more", lambda v: 0 <= v < math.inf, ("weight_decay", "clip_norm", "jitter", "seed", "eps")),
-    ("finite and 0 or more", lambda v: 0 <= v < math.inf, ("fast_noise", "guard_every")),
-    ("of 0 or more and below 1", lambda v: 0 <= v < 1, ("average", "early_share", "warmup", "eps_warmup")),
-    ("of 0 or more and below 1", lambda v: 0 <= v < 1, ("label_smoothing", "momentum", "awp")),
-    ("from 0 to 1", lambda v: 0 <= v <= 1, ("cutmix",)),
-    ("above 0 and at most 1", lambda v: 0 < v <= 1, ("crop_area", "guard_gap")),
+RANGES: list[tuple[str, Callable[[float], bool], str]] = [
+    ("of 1 or more", lambda v: v >= 1, "epochs batch_size accumulate free_replays evaluate_every held_out width"),
+    ("of 4 or more pixels", lambda v: v >= 4, " ".join(SIZES)),
+    ("positive and finite", lambda v: 0 < v < math.inf, "learning_rate trades_beta mart_weight"),
+    ("finite and 0 or more", lambda v: 0 <= v < math.inf, "weight_decay clip_norm jitter eps fast_noise guard_every"),
+    ("of 0 or more and below 1", lambda v: 0 <= v < 1, "average awp early_share eps_warmup label_smoothing"),
+    ("of 0 or more and below 1", lambda v: 0 <= v < 1, "momentum warmup"),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, "cutmix"),
+    ("above 0 and at most 1", lambda v: 0 < v <= 1, "crop_area guard_gap"),
+    ("of 0 or more and below 2^63", lambda v: 0 <= v < 2**63, "seed"),
 ]
 """What numbers must be, in words and as a test, and the settings that they are."""
 
 
 def _check_values(settings: TrainSettings) -> None:
-    for name, choices in CHOICES.items():
-        if getattr(settings, name) not in choices:
-            raise UserError(f"expected {name} of {', '.join(choices)}, got {getattr(settings, name)!r}")
+    for each in dataclasses.fields(settings):
+        choices, value = each.metadata.get("choices"), getattr(settings, each.name)
+        if choices and value not in choices:
+            raise UserError(f"expected {each.name} of {', '.join(choices)}, got {value!r}")
     for wanted, fits, names in RANGES:
-        for name in names:
+        for name in names.split():
             value = getattr(settings, name)
             if value is not None and not fits(value):
                 raise UserError(f"expected {name} {wanted}, got {value}")
@@ -227,8 +208,6 @@ def _check_values(settings: TrainSettings) -> None:
     from robustsynth.constraints import ball
 
     ball(settings.norm, settings.eps)
-    if settings.seed >= 2**63:
-        raise UserError(f"expected a seed below 2^63, got {settings.seed}")
     if any(m < 0 for m in settings.milestones):
         raise UserError(f"expected milestones of 0 or more epochs, got {settings.milestones}")
     if settings.batch_size % settings.accumulate:
@@ -239,16 +218,14 @@ def _check_values(settings: TrainSettings) -> None:
 
 def _check_sizes(settings: TrainSettings) -> None:
     plain = settings.crop != "resized"
+    final, stored, early = settings.image_size, settings.stored_size, settings.early_size
     # Sizes that are all the same are none.
-    if settings.stored_size is not None and (
-        settings.image_size is None or (plain and settings.stored_size != settings.image_size)
-    ):
+    if stored is not None and (final is None or (plain and stored != final)):
         raise UserError(
-            "expected image_size and crop='resized' beside stored_size, which is what crops are taken from, "
-            f"got image_size={settings.image_size} and crop={settings.crop!r}; give a stored_size that is the "
-            "image_size, for none"
+            "expected image_size and crop='resized' beside stored_size, which is what crops are taken from, got "
+            f"image_size={final} and crop={settings.crop!r}; give a stored_size that is the image_size, for none"
         )
-    if settings.early_size is not None and plain and settings.early_size != settings.image_size:
+    if early is not None and plain and early != final:
         raise UserError(
             f"expected crop='resized' beside early_size, got crop={settings.crop!r}; give an early_size that is the "
             "image_size, for none"
@@ -262,9 +239,7 @@ def _check_sizes(settings: TrainSettings) -> None:
 def _check_recipe(settings: TrainSettings) -> None:
     recipe = settings.recipe
     if settings.eps == 0:
-        asked = [f"recipe={recipe}"] if recipe != "pgd" else []
-        asked += ["awp"] if settings.awp else []
-        if asked:
+        if asked := [f"recipe={recipe}"] * (recipe != "pgd") + ["awp"] * (settings.awp > 0):
             raise UserError(
                 f"expected an eps above 0 for {' and '.join(asked)}, got 0, which is standard training; "
                 "give --eps, or leave them out"
@@ -297,42 +272,37 @@ def resolve_train_settings(preset: str | None, given: dict[str, Any] | None = No
     """A preset's settings with what the caller gives in their place; None values count as not given.
 
     Raises:
-        UnknownNameError: an unknown preset or field.
-        UserError: a value that does not fit.
+        UserError: an unknown preset or field, or a value that does not fit.
 
     Example:
         >>> resolve_train_settings("cifar10-small", {"epochs": 3}).epochs
         3
     """
-    values = {} if preset is None else read_preset("robustsynth.training", preset)
-    values |= {name: value for name, value in (given or {}).items() if value is not None}
-    return settings_from(values)
+    return settings_from(({} if preset is None else read_preset("robustsynth.training", preset)) | _said(given))
 
 
 def settings_from(values: dict[str, Any]) -> TrainSettings:
     """Settings from plain values, such as a checkpoint's."""
     fields = {f.name for f in dataclasses.fields(TrainSettings)}
-    for name in values:
-        if name not in fields:
-            raise UnknownNameError("training setting", name, sorted(fields))
-    plain: dict[str, Any] = {**values, "milestones": tuple(values.get("milestones", ()))}
-    return TrainSettings(**plain)
+    if unknown := sorted(values.keys() - fields):
+        raise UnknownNameError("training setting", unknown[0], sorted(fields))
+    return TrainSettings(**{**values, "milestones": tuple(values.get("milestones", ()))})
 
 
 LEAST_STEPS = 3000
 """Steps of a run on few images: fewer do not make a network robust, whatever it is trained on."""
 
 FINE_TUNE_STEPS = 300
-"""Steps of a run that begins from a model: on 1,600 photographs of other classes the best came before the 200th
-(docs/training-recipes.md)."""
+"""Of a run that begins from a model: on 1,600 photographs of other classes the best came before the 200th
+(docs/log/training-recipes.md)."""
 
 FINE_TUNE_RATE = 0.05
 """Its peak rate, which does not shake off what the model knows."""
 
 FEW_PHOTOGRAPHS = 4000
-"""Below so many the network has half the standard width, which 1,600 were learnt well by (docs/training-recipes.md)."""
+"""Below so many the network has half the standard width, which 1,600 were learnt well by (docs/log)."""
 
-LOOKS = 20
+EVALUATIONS = 20
 """How often, at most, such a run is evaluated to be selected by."""
 
 
@@ -347,14 +317,10 @@ def default_preset(side: int) -> str:
 
 
 def fitted(preset: str, images: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What to change of a preset for a data set of `images`: a tenth is held out at most, batches are small enough for
-    four an epoch, and epochs are as many as `LEAST_STEPS` take, or, of a model that is fine-tuned, `FINE_TUNE_STEPS`.
-    Of few photographs the network is narrower.
+    """What to change of a preset for a data set of `images` training images, beside settings that are `given`.
 
-    Args:
-        preset: its name.
-        images: for training, those to be held out among them.
-        given: settings that are chosen already; None values count as not given.
+    A tenth is held out at most, batches are small enough for four an epoch, and epochs are as many as `LEAST_STEPS`
+    take, or, of a model that is fine-tuned, `FINE_TUNE_STEPS`. Of few photographs the network is narrower.
 
     Example:
         >>> fitted("photographs", 9469)
@@ -364,8 +330,7 @@ def fitted(preset: str, images: int, given: Mapping[str, Any] | None = None) -> 
         >>> fitted("photographs", 600, {"batch_size": 32, "epochs": 20, "architecture": "resnet50"})
         {'held_out': 60, 'evaluate_every': 1}
     """
-    settings = resolve_train_settings(preset)
-    said = {name: value for name, value in (given or {}).items() if value is not None}
+    settings, said = resolve_train_settings(preset), _said(given)
     held_out = said.get("held_out", max(1, min(settings.held_out, images // 10)))
     batch_size = said.get("batch_size", settings.batch_size)
     while "batch_size" not in said and batch_size > 1 and 4 * batch_size > images - held_out:
@@ -378,17 +343,26 @@ def fitted(preset: str, images: int, given: Mapping[str, Any] | None = None) -> 
         wanted["epochs"] = max(settings.epochs, math.ceil(LEAST_STEPS / steps))
     epochs = said.get("epochs", wanted["epochs"])
     usual = settings.evaluate_every if epochs >= settings.epochs else 1
-    wanted["evaluate_every"] = max(usual, epochs // LOOKS)
+    wanted["evaluate_every"] = max(usual, epochs // EVALUATIONS)
     if preset == "photographs" and images < FEW_PHOTOGRAPHS and not {"architecture", "fine_tune"} & said.keys():
         wanted["width"] = 32
+    return _changes(settings, wanted, said)
+
+
+def _said(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (given or {}).items() if value is not None}
+
+
+def _changes(settings: TrainSettings, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What is `wanted` and neither said nor so already."""
     return {name: value for name, value in wanted.items() if name not in said and value != getattr(settings, name)}
 
 
 def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What to change of a preset's sizes for the image's size, the crop and the network that are given.
+    """What to change of a preset's sizes for the images' size, the crop and the network that are given.
 
-    Photographs are held larger and trained on smaller at first, in proportion; where crops are not resized, where
-    the network takes one size alone, and in fine-tuning, which begins with a network that knows its size, only at one.
+    Photographs are held larger than they are trained on, and smaller at first, in proportion. They have one size where
+    crops are not resized, where the network takes only one, and in fine-tuning.
 
     Example:
         >>> sizes_for("photographs", {"image_size": 224})
@@ -398,27 +372,25 @@ def sizes_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from robustsynth.models.networks import ONE_SIZE
 
-    settings = resolve_train_settings(preset)
-    usual, size = settings.image_size, given.get("image_size") or settings.image_size
+    settings, said = resolve_train_settings(preset), _said(given)
+    usual, size = settings.image_size, said.get("image_size", settings.image_size)
     if usual is None or size is None:
         return {}
-    resized = (given.get("crop") or settings.crop) == "resized"
-    early = resized and given.get("architecture") not in ONE_SIZE and given.get("fine_tune") is None
+    resized = said.get("crop", settings.crop) == "resized"
+    early = resized and said.get("architecture") not in ONE_SIZE and "fine_tune" not in said
     wanted = {}
     for name, kept in (("stored_size", resized), ("early_size", early)):
-        value = getattr(settings, name)
-        if value is not None and given.get(name) is None:
+        if (value := getattr(settings, name)) is not None:
             # Networks halve sides four or five times.
             wanted[name] = max(8, round(value * size / usual / 8) * 8) if kept else size
-    return {name: value for name, value in wanted.items() if value != getattr(settings, name)}
+    return _changes(settings, wanted, said)
 
 
 def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What to change of a preset's attack for the radius, norm and recipe that are given, where nothing else is said.
+    """What to change of a preset's attack for the radius, norm and recipe that are given.
 
-    Its step stays as large a part of the radius, but where the norm has a `single_step` of its own, which starts at
-    random, as l-infinity has (Wong et al. 2020). Several are 2.5 radii long together; TRADES and MART take 7 of a
-    fifth. MART's labels are certain.
+    One step stays as large a part of the radius, but where the norm has a `single_step` of its own, which starts at
+    random. Several are 2.5 radii long together; TRADES and MART take 7 of a fifth. MART's labels are not mixed.
 
     Example:
         >>> attack_for("photographs", {"eps": 3.0})
@@ -428,23 +400,22 @@ def attack_for(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from robustsynth.constraints import norm_named
 
-    settings = resolve_train_settings(preset)
-    norm = norm_named(given.get("norm") or settings.norm)
-    single, usual = norm.single_step, settings.eps if norm.name == settings.norm else norm.usual_eps
-    eps = usual if given.get("eps") is None else float(given["eps"])
+    settings, said = resolve_train_settings(preset), _said(given)
+    norm = norm_named(said.get("norm", settings.norm))
+    eps = said.get("eps", settings.eps if norm.name == settings.norm else norm.usual_eps)
     if eps is None:
         raise UserError(f"expected --eps beside --norm {norm.name}, which has no usual radius, got none")
     wanted: dict[str, Any] = {"eps": eps}
-    if given.get("recipe") == "mart":
+    if said.get("recipe") == "mart":
         wanted |= {"label_smoothing": 0.0, "cutmix": 0.0}
-    if given.get("recipe") in ("trades", "mart") and eps > 0:
+    if eps > 0 and said.get("recipe") in ("trades", "mart"):
         wanted |= {"attack_steps": 7, "attack_step_size": eps / 5}
     elif eps > 0:
-        steps = given.get("attack_steps")
-        wanted |= {} if single is None else {"random_start": True}
-        if steps in (None, settings.attack_steps):
-            wanted["attack_step_size"] = eps * (single or settings.attack_step_size / settings.eps)
+        share, steps = norm.single_step, said.get("attack_steps", settings.attack_steps)
+        if share is not None:
+            wanted["random_start"] = True
+        if steps == settings.attack_steps:
+            wanted["attack_step_size"] = eps * (share or settings.attack_step_size / settings.eps)
         else:
-            wanted["attack_step_size"] = 2.5 * eps / max(1, int(steps))
-    said = {name for name, value in given.items() if value is not None}
-    return {name: value for name, value in wanted.items() if name not in said and value != getattr(settings, name)}
+            wanted["attack_step_size"] = 2.5 * eps / max(1, steps)
+    return _changes(settings, wanted, said)

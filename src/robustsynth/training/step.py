@@ -1,4 +1,7 @@
-"""One training step: a function of the network, a batch, and random numbers keyed by the step and the image's place."""
+"""One training step: the recipes' losses, adversarial weights, and how a batch moves the weights of the network.
+
+A step is a function of the run's state, a batch, and random numbers keyed by the step and the image's place.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,85 @@ from torch import Tensor, nn
 from robustsynth.constraints import ball
 from robustsynth.loop import NonFiniteError
 from robustsynth.objectives import Network
+from robustsynth.processes import SINGLE, Team
 from robustsynth.randomness import generator
-from robustsynth.training.attack import AttackNetwork, recipe_attack
+from robustsynth.training.attack import AttackNetwork, divergence, recipe_attack
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.data import augment, cutmix
-from robustsynth.training.distributed import SINGLE, Team
-from robustsynth.training.recipes import perturbed_weights, recipe_loss
+from robustsynth.training.settings import TrainSettings
 
 STEP, DROPOUT, CUTMIX = 2, 4, 5
 """Keys of a step's random streams: of each image's augmentation and attack, of what is dropped, of which images are
-mixed; 1 is that of an epoch's order, 3 that of the guard's looks."""
+mixed; 1 is that of an epoch's order, 3 that of the guard."""
 
 
-Loss = Callable[[Network], Tensor]
-"""A loss, given the network that it is asked of."""
+def recipe_loss(
+    logits: Callable[[Tensor], Tensor], images: Tensor, attacked: Tensor, labels: Tensor, settings: TrainSettings
+) -> Tensor:
+    """What the weights descend on, a scalar: the mean over a batch.
+
+    pgd, fast: CE(f(x′), y) (Madry et al. 2018, Equation 2.1).
+    trades: CE(f(x), y) + β·KL(f(x) ‖ f(x′)), β = 1/λ (Zhang et al. 2019, Equation 5, Algorithm 1).
+    mart: see `mart_loss`.
+
+    `logits` is f, in training mode; `images` x and `attacked` x′ are (N, C, H, W) in [0, 1]; `labels` y are (N,)
+    integers, or shares (N, classes), which mart does not take.
+    """
+    if settings.recipe == "trades":
+        clean = logits(images)
+        loss = F.cross_entropy(clean, labels, label_smoothing=settings.label_smoothing)
+        return loss + settings.trades_beta * divergence(clean, logits(attacked)).mean()
+    if settings.recipe == "mart":
+        return mart_loss(logits(images), logits(attacked), labels, weight=settings.mart_weight)
+    return F.cross_entropy(logits(attacked), labels, label_smoothing=settings.label_smoothing)
 
 
-class NotFiniteError(Exception):
-    """A step met NaN or infinity and left the weights as they were; the message says in what."""
+def mart_loss(clean: Tensor, attacked: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+    """MART's loss (Wang et al. 2020, Section 3), the mean over a batch.
+
+    BCE(p(x′), y) + λ·KL(p(x) ‖ p(x′))·(1 − p_y(x)), where the boosted cross-entropy is
+    BCE(p, y) = −log p_y − log(1 − max over k ≠ y of p_k). `weight` is λ, `clean` and `attacked` are the logits
+    (N, classes) of x and x′, `labels` are (N,) integers.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0]])
+        >>> round(mart_loss(logits, logits, torch.tensor([0]), weight=5.0).item(), 3)  # 2·log 2
+        1.386
+    """
+    chosen = labels.view(-1, 1)
+    others = attacked.softmax(1).scatter(1, chosen, 0.0).amax(1)
+    # 1e-4 keeps a network that is sure and wrong from an infinite loss.
+    boosted = F.cross_entropy(attacked, labels, reduction="none") - torch.log(1.0001 - others)
+    unsure = 1 - clean.softmax(1).gather(1, chosen).squeeze(1)
+    return (boosted + weight * divergence(clean, attacked) * unsure).mean()
+
+
+@contextlib.contextmanager
+def perturbed_weights(
+    network: nn.Module, loss: Callable[[], Tensor], gamma: float, *, team: Team = SINGLE
+) -> Iterator[None]:
+    """Within it the weights of `network` are w + v, v raising `loss`; after it they are w again, to the last bit.
+
+    AWP (Wu et al. 2020, Equation 8 and Algorithm 1, one ascent step): for each layer v = γ·‖w‖·∇/‖∇‖. As in the
+    authors' code only weights of two or more dimensions move, not biases or batch norm's; the pass that finds v
+    leaves batch norm's running statistics as they were, and the parameters' ``grad``.
+    """
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    kept = [p.detach().clone() for p in weights]
+    statistics = [b.clone() for b in network.buffers()]
+    grads = torch.autograd.grad(loss(), weights)
+    team.average(grads)
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.add_(grad * (gamma * weight.norm() / (grad.norm() + 1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before)
 
 
 @dataclass(frozen=True)
@@ -57,7 +121,6 @@ def train_step(
     steps_per_epoch: int,
     size: int,
     team: Team = SINGLE,
-    outer: nn.Module | None = None,
     frozen: AttackNetwork | None = None,
 ) -> StepResult:
     """Attack a batch and move the weights of ``state.network`` against it, by the recipe of ``state.settings``.
@@ -67,19 +130,14 @@ def train_step(
     batch.
 
     Args:
-        state: of the run.
+        state: of the run, of `steps_per_epoch` steps an epoch, which ends at images of `size` pixels.
         predict: makes a network a function from images in [0, 1] to float32 logits.
-        images: the batch (N, C, h, w) in [0, 1].
-        labels: (N,) integers.
-        steps_per_epoch: steps of an epoch.
-        size: side in pixels that the run ends at.
-        team: the processes that take this step together, each with its part of the batch as `images`.
-        outer: ``state.network`` as ``team.wrapped`` gives it.
-        frozen: copy of ``state.network``, for the attack to ask in its place, with the statistics that the step begins
-            with.
+        images: the batch (N, C, h, w) in [0, 1], or this process's part of it, and its `labels` (N,).
+        team: the processes that take this step together.
+        frozen: copy of ``state.network``, for the attack to ask in its place.
 
     Raises:
-        NotFiniteError: the attack, the loss or a gradient became NaN or infinite.
+        UserError: the attack, the loss or a gradient became NaN or infinite; the weights are as they were.
     """
     settings = state.settings
     places = range(len(images)) if team.rows is None else team.rows.tolist()
@@ -94,13 +152,14 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = settings.rate(state.step, steps_per_epoch)
     scale = settings.attack_scale(state.step, steps_per_epoch)
-    descend = functools.partial(_descend, predict, outer or state.network, team, settings.accumulate)
+    descend = functools.partial(_descend, state, predict, team)
     with _dropout(state, team, images.device):
         if settings.recipe == "free":
-            result = _replay(state, descend, images, labels, settings.eps * scale)
+            result = _replay(state, descend, images, labels, settings.eps * scale, team)
         else:
-            result = _attack_and_descend(state, descend, predict, team, images, labels, generators, scale, frozen)
-    team.average_statistics(state.network)
+            result = _attack_and_descend(state, descend, predict, images, labels, generators, scale, team, frozen)
+    # Batch norm's running statistics.
+    team.average([b for b in state.network.buffers() if b.is_floating_point()])
     state.step += 1
     state.update_average()
     return result
@@ -116,28 +175,26 @@ def _dropout(state: TrainState, team: Team, device: torch.device) -> Iterator[No
 
 
 def _descend(
-    predict: Callable[[nn.Module], Network], network: nn.Module, team: Team, parts: int, loss: Loss, *, last: bool
+    state: TrainState, predict: Callable[[nn.Module], Network], team: Team, loss: Callable[[Network], Tensor]
 ) -> float:
-    """Add the gradient of one of so many parts of a batch; its share of the loss, over all processes."""
-    with team.summing(network, last=last):
-        # Wrapped networks prepare for the backward pass in the forward pass.
-        value = loss(predict(network))
-        mean = team.mean(float(value.detach()))
-        if not math.isfinite(mean):
-            raise NotFiniteError("a finite loss")
-        (team.weighted(value) / parts).backward()
-    return mean / parts
+    """Add the gradient of one part of a batch; its share of the loss, over all processes."""
+    value = loss(predict(state.network)) / state.settings.accumulate
+    mean = team.mean(float(value.detach()))
+    if not math.isfinite(mean):
+        raise state.not_finite("a finite loss")
+    value.backward()
+    return mean
 
 
 def _attack_and_descend(
     state: TrainState,
     descend: Callable[..., float],
     predict: Callable[[nn.Module], Network],
-    team: Team,
     images: Tensor,
     labels: Tensor,
     generators: list[torch.Generator],
     scale: float,
+    team: Team,
     frozen: AttackNetwork | None,
 ) -> StepResult:
     settings, network = state.settings, state.network
@@ -159,19 +216,21 @@ def _attack_and_descend(
             finally:
                 network.requires_grad_(True)
             if team.workers.any(failed)[0]:
-                raise NotFiniteError("a finite attack")
+                raise state.not_finite("a finite attack")
         network.train()
         loss = functools.partial(recipe_loss, images=part, attacked=attacked, labels=truth, settings=settings)
         # Not the attack's copy: its weights are frozen.
         ascent = functools.partial(loss, predict(network))
         with perturbed_weights(network, ascent, settings.awp, team=team) if settings.awp else contextlib.nullcontext():
-            total += descend(loss, last=index + 1 == settings.accumulate)
+            total += descend(loss)
         shown = attacked if index == 0 else shown
-    _move(state)
+    _move(state, team)
     return StepResult(total, shown)
 
 
-def _replay(state: TrainState, descend: Callable[..., float], images: Tensor, labels: Tensor, eps: float) -> StepResult:
+def _replay(
+    state: TrainState, descend: Callable[..., float], images: Tensor, labels: Tensor, eps: float, team: Team
+) -> StepResult:
     """Free adversarial training (Shafahi et al. 2019, Algorithm 1).
 
     The same batch is trained on `free_replays` times; each pass gives both the weights' gradient and that of the
@@ -189,18 +248,18 @@ def _replay(state: TrainState, descend: Callable[..., float], images: Tensor, la
         state.optimizer.zero_grad()
         total, trained_on = 0.0, attacked
         moved: list[Tensor] = []
-        for index, (part, center, truth) in enumerate(_parts(settings.accumulate, attacked, images, labels)):
+        for part, center, truth in _parts(settings.accumulate, attacked, images, labels):
             variable = part.detach().requires_grad_(True)
 
             def loss(logits: Network, variable: Tensor = variable, truth: Tensor = truth) -> Tensor:
                 return F.cross_entropy(logits(variable), truth, label_smoothing=settings.label_smoothing)
 
-            total += descend(loss, last=index + 1 == settings.accumulate)
+            total += descend(loss)
             assert variable.grad is not None
             with torch.no_grad():
                 moved.append(constraint.project(part + eps * constraint.direction(variable.grad), center))
         attacked = torch.cat(moved)
-        _move(state)
+        _move(state, team)
     state.perturbation = (attacked - images).detach()
     return StepResult(total, trained_on)
 
@@ -210,12 +269,13 @@ def _parts(count: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(t.split(len(t) // count) for t in tensors), strict=True))
 
 
-def _move(state: TrainState) -> None:
+def _move(state: TrainState, team: Team) -> None:
     """Let the optimizer take its step, once every part's gradient is there."""
+    team.average([p.grad for p in state.network.parameters() if p.grad is not None])
     # Without a bound the norm is still taken: a gradient that is not finite must not reach the weights, whose
     # checkpoint would replace the last good one.
     bound = state.settings.clip_norm or math.inf
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), bound, foreach=True)
     if not bool(torch.isfinite(norm)):
-        raise NotFiniteError("a finite gradient")
+        raise state.not_finite("a finite gradient")
     state.optimizer.step()

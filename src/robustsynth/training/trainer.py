@@ -19,21 +19,19 @@ from robustsynth.data import ImageData
 from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
-from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution, fastest_precision
 from robustsynth.models.networks import build_network
 from robustsynth.models.store import chosen_device, load_model
 from robustsynth.objectives import Network
-from robustsynth.processes import ALONE, Workers
+from robustsynth.processes import ALONE, Team, Workers
 from robustsynth.training.attack import attack_network, count_clean_and_robust
 from robustsynth.training.checkpoints import TrainState, has_checkpoint
 from robustsynth.training.data import InMemory, Streamed
-from robustsynth.training.distributed import Team, synchronised
 from robustsynth.training.fine_tuning import announcements, begin_from
 from robustsynth.training.guard import GUARD_IMAGES, watch
 from robustsynth.training.outputs import TensorBoardLog, finish_model, keep_model, write_log
 from robustsynth.training.settings import TrainSettings
-from robustsynth.training.step import NotFiniteError, StepResult, train_step
+from robustsynth.training.step import StepResult, train_step
 
 CHECKPOINT_SECONDS = 120
 """Seconds of training after which a checkpoint is written, also in mid-epoch."""
@@ -53,12 +51,12 @@ class Trainer:
         precision: ``float32`` or ``bfloat16``; measured for half a second where None.
         resume: go on from the checkpoint in `out`.
         tensorboard: log for TensorBoard too, in `out`.
-        announce: told what people should know: what a model that is fine-tuned was, collapses, a damaged checkpoint.
-        workers: the processes that train together, this one among them; within ``workers.joined``. Only the first one
-            writes and announces.
+        announce: called with what people should know: what a model that is fine-tuned was, collapses, a damaged
+            checkpoint.
+        workers: the processes that train together, within ``workers.joined``. The first alone writes and announces.
         sync_batch_norm: batch norm over all processes' images; graphics cards only.
         decoders: processes that decode a stream's images.
-        writes: false for one that is looked at and not run: nothing in `out` is moved.
+        writes: false for one that is not run: nothing in `out` is moved.
 
     Attributes:
         state: of the run: the network, its moving average, the step.
@@ -109,7 +107,7 @@ class Trainer:
         self.steps_per_epoch = len(self.kept) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
-        network, data = _first_network(settings, data, self.device, resume=resume, announce=self.announce)
+        network, data = _first_network(settings, data, self.device, resume, self.announce)
         _check_passes(network, settings, self.size, channels, self.team.count // settings.accumulate)
         execution = Execution(precision or "float32", settings.batch_size, measured=False)
         begun = {"images": len(data), "shape": list(data.images.shape[1:]), "classes": list(data.classes)}
@@ -130,22 +128,19 @@ class Trainer:
         mean, std = (tuple(self.state.data[name]) for name in ("mean", "std"))
         self.data = dataclasses.replace(data, mean=mean, std=std)
         self.mean, self.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (mean, std))
-        if sync_batch_norm:
-            self.state.network = synchronised(network, self.device, workers)
+        if sync_batch_norm and not workers.alone:
+            if self.device.type == "cpu":
+                raise UserError("expected a graphics card for --sync-batch-norm, got cpu; leave it out")
+            self.state.network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if self.state.perturbation is not None:
             self.state.perturbation = self.team.own(self.state.perturbation)
-        self.outer = self.team.wrapped(self.state.network)
         self.frozen = attack_network(self.state.network, settings, self.state.execution.precision)
         self.tensorboard = TensorBoardLog(self.out, step=self.state.step) if tensorboard and workers.first else None
         self.finished = False
         self._counted = 0.0
 
     def run(self) -> Path:
-        """Train to the end and finish the model folder; see `steps`.
-
-        Returns:
-            The model's folder.
-        """
+        """Train to the end and finish the model's folder, which is returned; see `steps`."""
         for _ in self.steps():
             pass
         return self.out
@@ -165,7 +160,7 @@ class Trainer:
         state = self.state
         with _only_trainer(self.out, self.workers) as closing:
             if self.tensorboard is not None:
-                closing.callback(self.tensorboard.close)
+                closing.callback(self.tensorboard.writer.close)
             if self.settings.guarded and state.good is None:
                 state.keep_good()
             saved = self._counted = time.monotonic()
@@ -227,13 +222,10 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor) -> StepResult:
         given = {"steps_per_epoch": self.steps_per_epoch, "size": self.size, "team": self.team}
-        try:
-            return train_step(self.state, self.predict, images, labels, outer=self.outer, frozen=self.frozen, **given)
-        except NotFiniteError as error:
-            raise self._not_finite(str(error)) from None
+        return train_step(self.state, self.predict, images, labels, frozen=self.frozen, **given)
 
     def _after_step(self, loss: float) -> None:
-        """What now and then follows a step: a look for collapse, and a value for TensorBoard."""
+        """What follows some steps: the guard against collapse, and a value for TensorBoard."""
         state, settings, position = self.state, self.settings, (self.state.step - 1, self.steps_per_epoch)
         if self.tensorboard is not None:
             self.tensorboard.step(state.step, loss, settings.rate(*position))
@@ -244,29 +236,14 @@ class Trainer:
         if images.shape[-1] != side:
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
         given = {"scale": settings.attack_scale(*position), "announce": self.announce, "team": self.team}
-        try:
-            watch(state, self.predict, images, labels, **given)
-        except NonFiniteError:
-            raise self._not_finite("finite weights") from None
-
-    def _not_finite(self, expected: str) -> UserError:
-        return UserError(
-            f"expected {expected}, got NaN or infinity at step {self.state.step}; the last checkpoint in {self.out} "
-            "is kept. Begin again in another --out with a lower --learning-rate, or try --precision float32"
-        )
+        watch(state, self.predict, images, labels, **given)
 
     def _end_epoch(self, epoch: int, last: StepResult) -> None:
         """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
         state = self.state
-        row: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "step": state.step,
-            "seconds": round(state.seconds, 1),
-            "learning_rate": self.settings.rate(state.step - 1, self.steps_per_epoch),
-            "loss": round(last.loss, 4),
-            "held_out_clean": "",
-            "held_out_pgd": "",
-        }
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": state.step, "seconds": round(state.seconds, 1)}
+        row["learning_rate"] = self.settings.rate(state.step - 1, self.steps_per_epoch)
+        row |= {"loss": round(last.loss, 4), "held_out_clean": "", "held_out_pgd": ""}
         if state.collapses:
             row["collapses"] = len(state.collapses)
         if self.settings.evaluates(epoch):
@@ -298,21 +275,17 @@ class Trainer:
 
 def _check_room(settings: TrainSettings, images: int, out: Path, *, resume: bool) -> None:
     """Refuse to begin where images are too few or where `out` holds another run."""
-    if images < settings.held_out + settings.batch_size:
+    held_out, batch_size = settings.held_out, settings.batch_size
+    if images < held_out + batch_size:
         raise UserError(
-            f"expected at least {settings.held_out + settings.batch_size} training images "
-            f"(held_out={settings.held_out} and one batch of {settings.batch_size}), got {images}; "
-            "lower --held-out or --batch-size"
+            f"expected at least {held_out + batch_size} training images (held_out={held_out} and one batch of "
+            f"{batch_size}), got {images}; lower --held-out or --batch-size"
         )
-    if resume:
-        return
-    if has_checkpoint(out):
-        raise UserError(
-            f"expected an empty folder for a new run, but {out} holds one; "
-            "--resume goes on with it, another --out begins anew"
-        )
-    if (out / "card.json").exists():
-        raise UserError(f"expected an empty folder for a new run, but {out} holds a model; choose another --out")
+    expected = f"expected an empty folder for a new run, but {out} holds"
+    if not resume and has_checkpoint(out):
+        raise UserError(f"{expected} one; --resume goes on with it, another --out begins anew")
+    if not resume and (out / "card.json").exists():
+        raise UserError(f"{expected} a model; choose another --out")
 
 
 def _check_classes(data: ImageData, kept: np.ndarray, held_out: int) -> None:
@@ -326,7 +299,7 @@ def _check_classes(data: ImageData, kept: np.ndarray, held_out: int) -> None:
 
 
 def _check_passes(network: nn.Module, settings: TrainSettings, size: int, channels: int, images: int) -> None:
-    """Refuse sides, up to `size` in the end, and numbers of images at a time that the network cannot take."""
+    """Refuse sides, up to `size`, and numbers of images at a time that the network cannot take."""
     early = settings.early_size or size
     if early > size:
         raise UserError(f"expected early_size of at most the images' side, got {early} and {size}; lower --early-size")
@@ -355,22 +328,15 @@ def _check_passes(network: nn.Module, settings: TrainSettings, size: int, channe
 
 
 def _first_network(
-    settings: TrainSettings,
-    data: ImageData,
-    device: torch.device,
-    *,
-    resume: bool,
-    announce: Callable[[str], object],
+    settings: TrainSettings, data: ImageData, device: torch.device, resume: bool, announce: Callable[[str], object]
 ) -> tuple[nn.Module, ImageData]:
-    """The network that a run begins with, and the data with the mean and deviation that it goes by.
-
-    A run that is resumed takes both from its checkpoint, so that the model it was fine-tuned from is not needed again.
-    """
+    """The network that a run begins with, and the data with the mean and deviation that it goes by."""
     size, channels = settings.image_size or data.images.shape[1], data.images.shape[3]
     torch.manual_seed(settings.seed)
     network = build_network(
         settings.architecture, classes=len(data.classes), width=settings.width, channels=channels, image_size=size
     ).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # A run that is resumed has both in its checkpoint: the model that it was fine-tuned from may be gone.
     if settings.fine_tune is None or resume:
         return network, data
     model = load_model(settings.fine_tune, device=device)
@@ -390,29 +356,12 @@ def _measured_execution(
     count = settings.batch_size if device.type == "cuda" else 16
     images = torch.rand(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
     # In evaluation mode: measuring must not move batch norm's statistics, nor fail on a single small image.
-    network.eval()
-
-    class Reduced(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16):
-                return network(x).float()
-
-    precision = fastest_precision({"float32": network, "bfloat16": Reduced()}, images)
-    return Execution(precision, settings.batch_size)
+    reduced: Any = torch.autocast(device.type, torch.bfloat16)(network.eval().forward)
+    return Execution(fastest_precision({"float32": network, "bfloat16": reduced}, images), settings.batch_size)
 
 
 def _only_trainer(out: Path, workers: Workers) -> contextlib.ExitStack:
     """Become, until it is closed, the only run that writes to `out`; all processes hear of it where that cannot be."""
     held = contextlib.ExitStack()
-
-    def refusal() -> str:
-        try:
-            held.enter_context(only_writer(out))
-        except UserError as error:
-            return str(error)
-        return ""
-
-    refused = workers.agreed(refusal)
-    if refused:
-        raise UserError(refused)
+    workers.agreed(lambda: held.enter_context(only_writer(out)))
     return held
