@@ -10,12 +10,11 @@ import numpy as np
 
 from robustsynth.data.cache import decoded, decoded_folder
 from robustsynth.data.folders import find_class_folders, find_domains, find_listed_folders, listed_folders
-from robustsynth.data.hub import find_on_hub
 from robustsynth.data.rows import ImageData, Place, Source, Undecoded, plan
 from robustsynth.data.specs import DATASETS, described
 from robustsynth.data.streaming import ImageStream, stream_of
 from robustsynth.data.subsets import is_subset, parse_subset
-from robustsynth.data.tables import find_parquet
+from robustsynth.data.tables import find_on_hub, find_parquet
 from robustsynth.errors import UnknownNameError, UserError
 
 READERS: dict[str, Callable[[Place, str, Callable[[str], object]], Source | None]] = {
@@ -25,17 +24,12 @@ READERS: dict[str, Callable[[Place, str, Callable[[str], object]], Source | None
     "a folder for each class (HORSES,ZEBRAS)": find_listed_folders,
     "an owner/name of the Hugging Face Hub": find_on_hub,
 }
-"""What finds data, by the layout that it understands, in the order in which they are asked. Of another layout a reader
-gives None; a new one is a file with such a function, and an entry here."""
+"""The readers by the layouts that they understand, in the order in which they are asked. Of another layout a reader
+gives None. A new one is a function and an entry here."""
 
 
 def find_source(place: str | Path | Sequence[str | Path], split: str, *, announce: Callable[[str], object]) -> Source:
-    """The data of a file, folder, list of folders or name, or a subset of them; nothing is decoded.
-
-    Raises:
-        UnknownNameError: no reader knows it.
-        UserError: the folder has no layout that is understood, or not this split.
-    """
+    """The data of a file, folder, list of folders or name, or a subset of them; nothing is decoded."""
     if isinstance(place, str | Path):
         path = Path(place).expanduser()
         if isinstance(place, str) and is_subset(place):
@@ -85,29 +79,27 @@ def load_data(
 ) -> ImageData:
     """Load labelled images, decoding them on the first call and memory-mapping the result ever after.
 
-    `path_or_name` is, in this order: a parquet file or a folder of them as `datasets` writes them; a folder
-    of class folders, with or without ``train`` and ``test`` folders above; two domains as ``ROOT/trainA``,
-    ``trainB``, ``testA`` and ``testB``; several folders with commas between them, one for each class; a name
-    in `DATASETS`; an ``owner/name`` of the Hugging Face Hub. Class folders are labelled in the order of their
-    sorted names, folders of a list in its order. Domains A and B of a folder that is called as ``horse2zebra``
-    is are ``horse`` and ``zebra``. ``restricted-imagenet:`` in front of a folder of all of ImageNet takes nine kinds
-    of animals out of it, ``only:horse,deer:`` in front of any of these the images of these classes, labelled in this
-    order (`robustsynth.data.subsets`).
+    `path_or_name` is, in this order: a parquet file or a folder of them as `datasets` writes them; a folder of class
+    folders, with or without ``train`` and ``test`` folders above; two domains as ``ROOT/trainA``, ``trainB``, ``testA``
+    and ``testB``; several folders with commas between them, one for each class; a name in `DATASETS`; an
+    ``owner/name`` of the Hugging Face Hub. Class folders are labelled in the order of their sorted names, folders of a
+    list in its order. The domains of a folder named like ``horse2zebra`` are ``horse`` and ``zebra``.
+    ``restricted-imagenet:`` before a folder of ImageNet takes nine kinds of animals out of it, ``only:horse,deer:``
+    before any of these the images of these classes, labelled in this order (`robustsynth.data.subsets`).
 
     Args:
         path_or_name: a folder, a file, or a name; or a list of folders.
-        split: ``"train"``, ``"test"`` (or ``"validation"``; each stands in for the other where it is
-            missing), another name that the files use, or ``"all"``. A folder without split folders, also one
-            of a list, is all ``"train"``.
-        image_size: the side to store. By default the known data set's; else the images' own, if they are
-            squares of one size; else the largest of 224, 128, 64 and 32 that the median image fills.
+        split: ``"train"``, ``"test"`` (or ``"validation"``; each stands in for the other where it is missing), another
+            name that the files use, or ``"all"``. A folder without split folders, also one of a list, is ``"train"``.
+        image_size: the side to store. By default the known data set's; else that of the images, if they are squares of
+            one size; else the largest of 224, 128, 64 and 32 that the median image fills.
         channels: 1 or 3. By default the known data set's; else 1 if all images are grey.
         announce: called with one line before anything is downloaded, or many images are decoded.
 
     Raises:
         UnknownNameError: there is no such folder, file or known name.
-        UserError: an image is missing or damaged, a class is empty, a split is absent, the layout is not
-            understood, there are fewer than two classes, or the Hub cannot be reached.
+        UserError: an image is missing or damaged, a class is empty, a split is absent, the layout is not understood,
+            there are fewer than two classes, or the Hub cannot be reached.
 
     Example:
         >>> import os, tempfile
@@ -138,11 +130,7 @@ def open_stream(
     image_size: int | None = None,
     announce: Callable[[str], object] = print,
 ) -> ImageStream:
-    """The data set to be decoded while a run goes on: parquet files, or a data set on the Hub that is kept as such.
-
-    Args, Raises:
-        as of `load_data`; and UserError if it is kept otherwise.
-    """
+    """As `load_data`, to be decoded while a run goes on; a `UserError` where it is not kept as parquet files."""
     return stream_of(find_source(path_or_name, split, announce=announce), image_size=image_size)
 
 
@@ -153,16 +141,10 @@ def describe_data(
     image_size: int | None = None,
     announce: Callable[[str], object] = print,
 ) -> tuple[ImageData, bool]:
-    """The data set as `load_data` would give it, without decoding it: for forecasts, and for the choice of settings.
+    """The data set as `load_data` would give it, but not decoded, and whether it is decoded in the cache already.
 
-    Nothing is written, and of the Hub only footers and labels are read. Of the images only the shape can be used; the
-    labels are 0, 1, 2, … over and over.
-
-    Args, Raises:
-        as of `load_data`, but that damaged images are not found.
-
-    Returns:
-        The data set, and whether it is decoded in the cache already.
+    Nothing is written, of the Hub only footers and labels are read, and damaged images are not found. Of the images
+    only the shape can be used; the labels are 0, 1, 2, … over and over.
     """
     source = find_source(path_or_name, split, announce=announce)
     cached = decoded_folder(source, image_size=image_size, channels=None).exists()

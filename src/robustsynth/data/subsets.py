@@ -12,27 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustsynth.data.rows import Contents, Row, Source
-from robustsynth.data.specs import IMAGENET_CLASSES, RESTRICTED_IMAGENET, positions_of
+from robustsynth.data.specs import IMAGENET_CLASSES, RESTRICTED_IMAGENET
 from robustsynth.errors import UnknownNameError, UserError
+from robustsynth.names import name_key, name_position
 
 ONLY, RESTRICTED = "only:", "restricted-imagenet:"
 
 
 def is_subset(text: str) -> bool:
-    """Whether a text asks for a subset, and is no path.
-
-    Example:
-        >>> is_subset("only:horse,deer:cifar10"), is_subset("cifar10")
-        (True, False)
-    """
+    """Whether a text asks for a subset, as ``only:horse,deer:cifar10`` does, and is no path."""
     return text.startswith((ONLY, RESTRICTED)) and not Path(text).expanduser().exists()
 
 
 def parse_subset(text: str) -> tuple[str, str, Callable[[Source], Source]]:
     """The prefix, the data set behind it, and what takes the subset out of that.
-
-    Raises:
-        UserError: there is no data set behind ``only:``, or fewer than two classes, or one twice.
 
     Example:
         >>> parse_subset("only:horse, deer:cifar10")[:2]
@@ -40,63 +33,51 @@ def parse_subset(text: str) -> tuple[str, str, Callable[[Source], Source]]:
     """
     if text.startswith(RESTRICTED):
         return RESTRICTED, text.removeprefix(RESTRICTED), restricted_imagenet
-    names, colon, rest = text.removeprefix(ONLY).partition(":")
+    names, _, rest = text.removeprefix(ONLY).partition(":")
     classes = tuple(name.strip() for name in names.split(","))
-    if not colon or not rest:
+    if not rest:
         raise UserError(f"expected classes and a data set, as {ONLY}horse,deer:cifar10, got {text!r}")
-    if len(classes) < 2 or not all(classes) or len({*positions_of(classes, classes)}) < len(classes):
+    if len(classes) < 2 or not all(classes) or len({*map(name_key, classes)}) < len(classes):
         raise UserError(f"expected two different classes or more, with commas between them, got {names!r} in {text!r}")
     return f"{ONLY}{','.join(classes)}:", rest, lambda source: only_classes(source, classes)
 
 
 def only_classes(source: Source, classes: tuple[str, ...]) -> Source:
-    """The images of `source` that are of these classes, labelled in the order given.
-
-    Raises:
-        UnknownNameError: on opening, if it has no class of such a name; capitals do not matter.
-    """
+    """The images of `source` that are of these classes, whatever their capitals, labelled in the order given."""
 
     def opened() -> Contents:
-        whole = source.open()
-        labels: dict[int, int] = {}
-        for label, (name, position) in enumerate(zip(classes, positions_of(classes, whole.classes), strict=True)):
+        contents = source.open()
+        positions: dict[str, Sequence[int]] = {}
+        for name in classes:
+            position = name_position(name, contents.classes)
             if position is None:
-                raise UnknownNameError("class", name, whole.classes, f"(in {source.label})")
-            labels[position] = label
-        names = tuple(whole.classes[position] for position in labels)
-        return replace(_relabelled(whole, labels, names), part_of=whole.classes)
+                raise UnknownNameError("class", name, contents.classes, f"(in {source.label})")
+            positions[contents.classes[position]] = [position]
+        return replace(_relabelled(contents, positions), part_of=contents.classes)
 
     return Source(f"{source.label} ({', '.join(classes)})", [ONLY, list(classes), source.identity], opened, source.spec)
 
 
 def restricted_imagenet(source: Source) -> Source:
-    """The nine kinds of animals of a source that is ImageNet (Santurkar et al. 2019, Table 3).
-
-    Raises:
-        UserError: on opening, if it has not ImageNet's 1,000 classes in their order.
-    """
+    """The nine kinds of animals of a source that has ImageNet's 1,000 classes (Santurkar et al. 2019, Table 3)."""
 
     def opened() -> Contents:
-        whole = source.open()
-        _check_order(whole.classes, source.label)
-        ranges = enumerate(RESTRICTED_IMAGENET.values())
-        labels = {index: label for label, (first, last) in ranges for index in range(first, last + 1)}
-        return _relabelled(whole, labels, tuple(RESTRICTED_IMAGENET))
+        contents = source.open()
+        _check_order(contents.classes, source.label)
+        return _relabelled(contents, {name: range(a, b + 1) for name, (a, b) in RESTRICTED_IMAGENET.items()})
 
     ranges = [[name, *bounds] for name, bounds in RESTRICTED_IMAGENET.items()]
     return Source(RESTRICTED.removesuffix(":"), [RESTRICTED, ranges, source.identity], opened)
 
 
-def _relabelled(whole: Contents, labels: Mapping[int, int], classes: tuple[str, ...]) -> Contents:
-    """The rows whose labels are among the keys of `labels`, with the labels that these stand for."""
+def _relabelled(contents: Contents, positions: Mapping[str, Sequence[int]]) -> Contents:
+    """The rows of some classes: `positions` has, by each new class's name, the labels that it is made of."""
+    labels = {old: new for new, every in enumerate(positions.values()) for old in every}
 
     def rows() -> Iterator[Row]:
-        for row in whole.rows():
-            label = None if row.label is None else labels.get(row.label)
-            if label is not None:
-                yield replace(row, label=label)
+        return (replace(row, label=labels[row.label]) for row in contents.rows() if row.label in labels)
 
-    return Contents(classes, sum(1 for _ in rows()), rows)
+    return Contents(tuple(positions), sum(1 for _ in rows()), rows)
 
 
 def _check_order(classes: Sequence[str], where: str) -> None:
@@ -112,5 +93,5 @@ def _check_order(classes: Sequence[str], where: str) -> None:
     if not ((numbers and list(classes) == sorted(classes)) or plain or in_words):
         raise UserError(
             f"{where}: expected ImageNet's classes in its own order, called by WordNet's numbers (n01440764, …), "
-            f"got {', '.join(classes[:3])}, …, by which they cannot be told. Rename the class folders."
+            f"got {', '.join(classes[:3])}, … Rename the class folders."
         )
