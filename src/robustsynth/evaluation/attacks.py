@@ -2,8 +2,8 @@
 
 APGD is that of Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
 attacks*, ICML 2020, Algorithm 1 and Equation 6: gradient ascent that finds its own step size, image by image. It is not
-the loop of `robustsynth.loop`, because each image has its own step size, a momentum, and goes back to its best iterate.
-Figures to stand beside others' come from its authors' package (`robustsynth.evaluation.auto_attack`).
+the loop of `robustsynth.loop`, because each image has its own step size, a momentum, and returns to its best iterate.
+For figures that are compared with others', take its authors' package (`robustsynth.evaluation.auto_attack`).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ NEW_SHARE = 0.75
 
 
 class Attack(ABC):
-    """What an image has to survive: attempts by name, one after the other, in one ball around it.
+    """Attempts to change an image's class, by name, one after the other, in one ball around it.
 
     Args:
         model: the classifier.
         attacked_ball: that an attacked image stays in.
         seed: of all random numbers.
-        precision: that the attack sees the classifier in.
+        precision: of the classifier under attack.
         batch_size: images a batch.
 
     Attributes:
         exact: the classifier frozen in float32, which decides what is correct.
         attempts: their names, in order.
-        titles: of the attempts whose survivors are worth a row of their own, how people write them.
+        titles: of the attempts whose survivors have a row of their own, how people write them.
         name: of the attack, for people.
         on_pass: called at each step, or forward pass, of an attempt.
     """
@@ -72,13 +72,8 @@ class Attack(ABC):
 
     def record(self) -> dict[str, Any]:
         """What the figures depend on beside the model and the data, for the folder of a run."""
-        return {
-            "norm": self.ball.name,
-            "eps": self.ball.eps,
-            "seed": self.seed,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-        }
+        where = {"norm": self.ball.name, "eps": self.ball.eps}
+        return where | {"seed": self.seed, "precision": self.precision, "batch_size": self.batch_size}
 
     @abstractmethod
     def describe(self) -> str:
@@ -110,15 +105,15 @@ class Attack(ABC):
 class GradientAttack(Attack):
     """PGD from the image itself and from random starts; or APGD from random starts, on each of its losses.
 
-    APGD maximises the cross-entropy, then, with three or more classes, the difference of logits ratio: with two the
-    ratio has no third logit, and the cross-entropy alone says everything.
+    APGD maximises the cross-entropy, then, with three or more classes, the difference of logits ratio, which needs a
+    third logit.
 
     Args:
         model: the classifier.
         attack: ``pgd`` or ``apgd``.
-        norm: of the ball; APGD knows ``l2`` and ``linf``.
+        norm: of the ball, one of `robustsynth.constraints.NORMS`; APGD knows ``l2`` and ``linf`` alone.
         eps: its radius in pixel units; at 0 there is nothing to attempt.
-        seed: of the random starts, of which each image has its own.
+        seed: of the random starts, of which each image has its own, whatever others are attacked.
         restarts: random starts, 1 or more.
         steps: of each attempt, see `STEPS`; those of PGD are 2.5·eps/steps long.
         precision: of the gradients; measured where None.
@@ -188,11 +183,7 @@ class GradientAttack(Attack):
             ) from None
 
     def attacked(self, attempt: str, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Tensor:
-        """The images (N, C, H, W) that an attempt ends with.
-
-        Raises:
-            NonFiniteError: an image met a NaN or an infinity.
-        """
+        """The images (N, C, H, W) that an attempt ends with."""
         loss, restart = attempt.split(" ")
         start = images
         if restart != "image":
@@ -246,17 +237,12 @@ def pgd_attack(
 
 
 def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
-    """The difference of logits ratio, −(z_y − max z_other) / (z_1st − z_3rd) (Equation 6): above 0 where it errs.
+    """The difference of logits ratio (N,), −(z_y − max z_other) / (z_1st − z_3rd) (Equation 6): above 0 where it errs.
 
-    Unlike the cross-entropy it does not change when the logits are scaled, so that a classifier whose softmax
-    saturates cannot hide behind it.
-
-    Args:
-        logits: (N, K), K of 3 or more.
-        labels: (N,).
+    Unlike the cross-entropy it does not change when the logits (N, K) are scaled, as by a softmax that saturates.
 
     Raises:
-        UserError: fewer than three classes.
+        UserError: K is below 3.
 
     Example:
         >>> logit_ratio(torch.tensor([[4.0, 2.0, 0.0], [2.0, 4.0, 0.0]]), torch.tensor([0, 0])).tolist()
@@ -264,10 +250,14 @@ def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.shape[1] < 3:
         raise UserError(f"expected 3 or more classes for the dlr loss, got {logits.shape[1]}; use ce")
-    first, second, third = logits.topk(3, dim=1).values.unbind(1)
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    rival = torch.where(logits.argmax(1) == labels, second, first)
-    return -(own - rival) / (first - third + 1e-12)
+    first, _, third = logits.topk(3, dim=1).values.unbind(1)
+    return -_margin(logits, labels) / (first - third + 1e-12)
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less the largest other; below 0 where the network errs."""
+    others = logits.scatter(1, labels[:, None], float("-inf")).max(1).values
+    return logits.gather(1, labels[:, None]).squeeze(1) - others
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -305,14 +295,9 @@ def apgd(
     """Images that `network` errs on where such were met, the images of highest loss elsewhere.
 
     Args:
-        network: images (N, C, H, W) to logits (N, K).
-        images: (N, C, H, W) in [0, 1], which the constraint is centred on.
-        labels: (N,) integers.
         constraint: a ball in ℓ2 or ℓ∞.
         loss: ``ce`` or ``dlr``; see `LOSSES`.
-        steps: gradient steps.
-        start: where to begin, such as at random; `images` where None.
-        on_pass: called at each step.
+        network, images, labels, steps, start, on_pass: as for `pgd_attack`.
 
     Raises:
         UnknownNameError: no such loss.
@@ -399,14 +384,11 @@ def random_squares(
     """The images (N, C, H, W) with the smallest margin of their label that a random search met.
 
     Each query moves a square of random place and colour by up to twice the radius and projects; squares shrink from
-    half of the image to a pixel. It is not the Square attack, whose figures come from its authors' package.
+    half of the image to a pixel. It is not the Square attack, which its authors' package has.
 
     Args:
-        network: images (N, C, H, W) to logits (N, K).
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) integers.
-        constraint: the ball.
-        numbers: of the images; each draws from a generator of its own.
+        network, images, labels, constraint: as for `pgd_attack`.
+        numbers: of the images, each of which has a generator of its own.
         seed: of the generators.
         queries: forward passes.
 
@@ -417,8 +399,13 @@ def random_squares(
         >>> bool(found.sum() < 8)
         True
     """
+
+    @torch.no_grad()
+    def margins(images: Tensor) -> Tensor:
+        return _margin(network(images), labels)
+
     generators = [generator(seed, number, 1) for number in numbers]
-    best, best_margin = images, _margin(network, images, labels)
+    best, best_margin = images, margins(images)
     side = min(images.shape[2:])
     for query in range(queries):
         edge = max(round(side * 0.5 * (1 - query / queries) ** 2), 1)
@@ -426,9 +413,9 @@ def random_squares(
         # A square of four channels is then two radii long, one of a single channel at least one, however small it is.
         height = constraint.eps * (2.0 / constraint.scale(4 * edge**2))
         moved = constraint.project(best + height * square, images)
-        margin = _margin(network, moved, labels)
+        margin = margins(moved)
         better = (margin < best_margin) & (best_margin >= 0)
-        best = torch.where(better.view(-1, 1, 1, 1), moved, best)
+        best = torch.where(_by_image(better), moved, best)
         best_margin = torch.where(better, margin, best_margin)
     return best
 
@@ -441,12 +428,3 @@ def _square(draw: torch.Generator, shape: Sequence[int], edge: int) -> Tensor:
     sign = 2.0 * torch.randint(2, (channels, 1, 1), generator=draw) - 1.0
     result[:, top : top + edge, left : left + edge] = sign
     return result
-
-
-def _margin(network: Network, images: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the largest other; below 0 where the network errs."""
-    with torch.no_grad():
-        logits = network(images).clone()
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], float("-inf")).amax(1, keepdim=True)
-    return (own - others).squeeze(1)
