@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,6 @@ class _Measurement:
 
     def measure(self) -> dict[str, Any]:
         """Print the accuracy under each attack, and return what a card keeps of it."""
-        from robustsynth.evaluation.accuracy import Accuracy
         from robustsynth.evaluation.masking import rising
 
         attacks = self.attacks()
@@ -199,7 +199,7 @@ class _Measurement:
             if self.workers.first:
                 _echo(attack, result, clean=not rows or bool(attack.titles))
             if not rows:
-                found.append(Accuracy(0.0, result.clean, result.done))
+                found.append(result.unattacked)
                 rows.append(_card_row(found[0]))
             if attack.attempts:
                 found.append(result.robust)
@@ -280,13 +280,11 @@ def _heading(attack: Attack, images: int) -> str:
 
 def _echo(attack: Attack, result: EvaluationResult, *, clean: bool = True) -> None:
     """What is left after the attack, and after each attempt that has a title; and what there is to warn of."""
-    from robustsynth.evaluation.accuracy import Accuracy
-
     if clean:
-        _echo_row("clean", Accuracy(0.0, result.clean, result.done))
+        _echo_row("clean", result.unattacked)
     for name, title in attack.titles.items():
         if name in result.left:
-            _echo_row(f"  left after {title}", Accuracy(result.eps, result.left[name], result.done))
+            _echo_row(f"  left after {title}", dataclasses.replace(result.robust, correct=result.left[name]))
     if attack.attempts:
         _echo_row(f"{attack.name} {attack.ball.name} at eps {result.eps:g}", result.robust)
     if attack.titles:
@@ -345,8 +343,6 @@ def _progress(total: int, *, shown: bool = True) -> Iterator[Callable[[float], o
 
 def _record(folder: Path, attack: str, measured: dict[str, Any]) -> None:
     """Into the card: PGD's figures at the top as ever, the others' under their own names beside them."""
-    import dataclasses
-
     from robustsynth.models.card import ModelCard
 
     card = ModelCard.load(folder)

@@ -99,17 +99,15 @@ def evaluate_accuracy(
     chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
     check_fit(model, images, labels, chosen)
     given: dict[str, Any] = {"norm": norm, "seed": seed, "precision": precision, "batch_size": batch_size}
-    given |= {"restarts": restarts, "steps": steps}
     radii = [radius for radius in dict.fromkeys(eps) if radius != 0] or [0.0]
-    attacks = [GradientAttack(model, attack, eps=radius, **given) for radius in radii]
+    attacks = [GradientAttack(model, attack, eps=r, restarts=restarts, steps=steps, **given) for r in radii]
     advance = on_images and (lambda count: on_images(count / len(attacks)))
     results = [EvaluationRun(each, images, labels, chosen, keep=False).run(on_images=advance) for each in attacks]
-    clean = Accuracy(0.0, results[0].clean, len(chosen))
-    return [clean, *(result.robust for result in results if result.eps)]
+    return [results[0].unattacked, *(result.robust for result in results if result.eps)]
 
 
 def drawn(count: int, num: int | None, seed: int) -> np.ndarray:
-    """The numbers of `num` of `count` images in a random order, all where None; a larger `num` adds to a smaller one."""
+    """`num` of `count` images' numbers at random, all where None; a larger `num` adds to a smaller one."""
     return np.random.default_rng(seed).permutation(count)[:num]
 
 
@@ -158,6 +156,11 @@ class EvaluationResult:
     def complete(self) -> bool:
         """Whether every image is through."""
         return self.done == self.wanted
+
+    @property
+    def unattacked(self) -> Accuracy:
+        """What is correct without an attack."""
+        return Accuracy(0.0, self.clean, self.done)
 
     @property
     def robust(self) -> Accuracy:

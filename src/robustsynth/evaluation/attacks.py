@@ -21,7 +21,7 @@ from torch import Tensor
 import robustsynth
 from robustsynth.constraints import Ball, ball
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.loop import NonFiniteError, Problem, Step, check_images, pgd_steps
+from robustsynth.loop import NonFiniteError, Problem, check_images, pgd
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import generator
@@ -39,14 +39,9 @@ NEW_SHARE = 0.75
 class Attack(ABC):
     """Attempts to change an image's class, by name, one after the other, in one ball around it.
 
-    Args:
-        model: the classifier.
-        attacked_ball: that an attacked image stays in.
-        seed: of all random numbers.
+    Attributes:
         precision: of the classifier under attack.
         batch_size: images a batch.
-
-    Attributes:
         exact: the classifier frozen in float32, which decides what is correct.
         attempts: their names, in order.
         titles: of the attempts whose survivors have a row of their own, how people write them.
@@ -63,7 +58,7 @@ class Attack(ABC):
         self.exact = model.frozen(precision="float32", batch_size=batch_size)
         self.attempts: Sequence[str] = ()
         self.name = ""
-        self.on_pass: Callable[[], object] | None = None
+        self.on_pass: Callable[[], object] = lambda: None
 
     def correct(self, images: Tensor, labels: Tensor) -> Tensor:
         """Which images are classified correctly in float32, (N,) booleans."""
@@ -71,7 +66,7 @@ class Attack(ABC):
             return self.exact(images).argmax(1) == labels
 
     def record(self) -> dict[str, Any]:
-        """What the figures depend on beside the model and the data, for the folder of a run."""
+        """What the figures depend on besides the model and the data."""
         where = {"norm": self.ball.name, "eps": self.ball.eps}
         return where | {"seed": self.seed, "precision": self.precision, "batch_size": self.batch_size}
 
@@ -188,52 +183,12 @@ class GradientAttack(Attack):
         start = images
         if restart != "image":
             start = self.ball.random_start(images, [generator(self.seed, number, int(restart)) for number in numbers])
-        given: dict[str, Any] = {"constraint": self.ball, "steps": self.steps, "start": start, "on_pass": self.on_pass}
         if self.attack == "apgd":
-            return apgd(self.frozen, images, labels, loss=loss, **given)
-        last = pgd_attack(self.frozen, images, labels, **given)
-        if last.failures:
-            raise NonFiniteError(last.images, last.failures)
-        return last.images
-
-
-def pgd_attack(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    constraint: Ball,
-    steps: int = 20,
-    step_size: float | None = None,
-    start: Tensor | None = None,
-    on_pass: Callable[[], object] | None = None,
-) -> Step:
-    """The last step of PGD (Madry et al. 2018): its `images`, and which `failures` met a NaN or an infinity.
-
-    Args:
-        network: images (N, C, H, W) to logits (N, K).
-        images: (N, C, H, W) in [0, 1], which the constraint is centred on.
-        labels: (N,) integers.
-        constraint: the ball.
-        steps: how many.
-        step_size: their length; 2.5·eps/steps where None.
-        start: where to begin, such as at random; `images` where None.
-        on_pass: called at each step.
-
-    Example:
-        >>> dark = lambda x: torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 2.0)], 1)
-        >>> last = pgd_attack(dark, torch.full((1, 1, 2, 2), 0.6), torch.tensor([0]), constraint=ball("linf", 0.2))
-        >>> round(last.images.max().item(), 4)
-        0.4
-    """
-    start = images if start is None else start
-    problem = Problem(start, Untargeted(network, labels), constraint, center=images)
-    length = step_size or 2.5 * constraint.eps / steps
-    step = Step(0, images, labels)
-    for step in pgd_steps(problem, step_size=length, steps=steps, score_last=False):
-        if on_pass is not None and step.index < steps:
-            on_pass()
-    return step
+            given: dict[str, Any] = {"constraint": self.ball, "steps": self.steps, "start": start, "loss": loss}
+            return apgd(self.frozen, images, labels, on_pass=self.on_pass, **given)
+        problem = Problem(start, Untargeted(self.frozen, labels), self.ball, center=images)
+        length = 2.5 * self.ball.eps / self.steps
+        return pgd(problem, step_size=length, steps=self.steps, use_best=False, on_step=lambda _: self.on_pass())
 
 
 def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
@@ -290,14 +245,19 @@ def apgd(
     loss: str = "ce",
     steps: int = 100,
     start: Tensor | None = None,
-    on_pass: Callable[[], object] | None = None,
+    on_pass: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Images that `network` errs on where such were met, the images of highest loss elsewhere.
 
     Args:
+        network: images (N, C, H, W) to logits (N, K).
+        images: (N, C, H, W) in [0, 1], which the constraint is centred on.
+        labels: (N,) integers.
         constraint: a ball in ℓ2 or ℓ∞.
         loss: ``ce`` or ``dlr``; see `LOSSES`.
-        network, images, labels, steps, start, on_pass: as for `pgd_attack`.
+        steps: gradient steps.
+        start: where to begin, such as at random; `images` where None.
+        on_pass: called at each step.
 
     Raises:
         UnknownNameError: no such loss.
@@ -333,8 +293,7 @@ def apgd(
             z = constraint.project(x + NEW_SHARE * (z - x) + (1 - NEW_SHARE) * (x - previous), images)
         previous, x, before = x, z, value
         value, grad, correct_now = _loss_and_gradient(network, x, labels, LOSSES[loss], index)
-        if on_pass is not None:
-            on_pass()
+        on_pass()
         # The first iterate that it errs on is kept, so that it makes no difference for how long others go on.
         found = torch.where(_by_image(correct & ~correct_now), x, found)
         correct = correct & correct_now
@@ -387,7 +346,7 @@ def random_squares(
     half of the image to a pixel. It is not the Square attack, which its authors' package has.
 
     Args:
-        network, images, labels, constraint: as for `pgd_attack`.
+        network, images, labels, constraint: as for `apgd`.
         numbers: of the images, each of which has a generator of its own.
         seed: of the generators.
         queries: forward passes.

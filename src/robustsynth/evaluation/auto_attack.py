@@ -150,7 +150,7 @@ class AutoAttack(Attack):
             runner.attacks_to_run = [attempt]
             attacked, _ = runner.run_standard_evaluation(images, labels, batch_size=len(images))
         with torch.no_grad():
-            # An image that is wrong in reduced precision from the first is never attacked, and must not count as correct.
+            # An image that is wrong in reduced precision is never attacked, and must not count as correct.
             correct = self.correct(attacked, labels) & (self.frozen(images).argmax(1) == labels)
             within = (attacked >= 0).flatten(1).all(1) & (attacked <= 1).flatten(1).all(1)
             # Float32's rounding over thousands of pixels, and no more.
@@ -158,8 +158,7 @@ class AutoAttack(Attack):
             return correct | ~within, warnings
 
     def _watched(self, images: Tensor) -> Tensor:
-        if self.on_pass is not None:
-            self.on_pass()
+        self.on_pass()
         return self.frozen(images)
 
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, as_batch, check_fit
-from robustsynth.evaluation.attacks import GradientAttack, pgd_attack, random_squares
+from robustsynth.evaluation.attacks import GradientAttack, random_squares
 from robustsynth.evaluation.auto_attack import AutoAttack, load_package
+from robustsynth.loop import NonFiniteError, Problem, pgd
 from robustsynth.models.classifier import Classifier
-from robustsynth.objectives import Network
+from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import generator
 
 TOLERANCE = 0.05
@@ -102,41 +103,46 @@ def check_masking(
     if not eps > 0:
         raise UserError(f"expected a radius eps above 0 to look for masked gradients at, got {eps:g}")
     size, precision = batch_size or 32, precision or "float32"
-    pgd = GradientAttack(model, "pgd", norm=norm, eps=eps, seed=seed, precision=precision, batch_size=size)
+    attack = GradientAttack(model, "pgd", norm=norm, eps=eps, seed=seed, precision=precision, batch_size=size)
     square = _square_attack(model, norm, eps, queries)
 
     def black_box(images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Tensor:
         if square is not None:
             return square.survivors("square", images, labels, seed=seed + numbers[0])[0]
-        given: dict[str, Any] = {"constraint": pgd.ball, "numbers": numbers, "seed": seed, "queries": queries}
-        return pgd.correct(random_squares(pgd.exact, images, labels, **given), labels)
+        given: dict[str, Any] = {"constraint": attack.ball, "numbers": numbers, "seed": seed, "queries": queries}
+        return attack.correct(random_squares(attack.exact, images, labels, **given), labels)
 
     counts: Counter[str | float] = Counter()
     for first in range(0, len(chosen), size):
         numbers = chosen[first : first + size]
         x, y = as_batch(model, images, labels, numbers)
-        clean = pgd.correct(x, y)
+        clean = attack.correct(x, y)
         kept = numbers[clean.cpu().numpy()].tolist()
         counts += Counter({"images": len(x), "clean": len(kept)})
         if kept:
-            counts += _count_correct(pgd, x[clean], y[clean], kept, black_box)
+            counts += _count_correct(attack, x[clean], y[clean], kept, black_box)
         if on_images is not None:
             on_images(len(numbers))
     return _signs(counts, eps, f"{'Square' if square else 'random search'} of {queries} queries")
 
 
 def _count_correct(
-    pgd: GradientAttack, images: Tensor, labels: Tensor, numbers: Sequence[int], black_box: Callable[..., Tensor]
+    attack: GradientAttack, images: Tensor, labels: Tensor, numbers: Sequence[int], black_box: Callable[..., Tensor]
 ) -> Counter[str | float]:
     """How many images, all of them correct without an attack, stay correct under which one."""
-    eps, not_finite = pgd.ball.eps, set[int]()
+    eps, not_finite = attack.ball.eps, set[int]()
 
-    def correct(*, limit: float = eps, steps: int = STEPS, **given: Any) -> Tensor:
-        constraint = ball(pgd.ball.name, limit)
-        last = pgd_attack(pgd.frozen, images, labels, constraint=constraint, steps=steps, **given)
-        # A NaN hides the gradient as well; the image stays where the attack left it.
-        not_finite.update(last.failures)
-        return pgd.correct(last.images, labels)
+    def correct(
+        *, limit: float = eps, steps: int = STEPS, step_size: float | None = None, start: Tensor = images
+    ) -> Tensor:
+        problem = Problem(start, Untargeted(attack.frozen, labels), ball(attack.ball.name, limit), center=images)
+        try:
+            attacked = pgd(problem, step_size=step_size or 2.5 * limit / steps, steps=steps, use_best=False)
+        except NonFiniteError as error:
+            # A NaN hides the gradient as well; the image stays where the attack left it.
+            not_finite.update(error.failures)
+            attacked = error.images
+        return attack.correct(attacked, labels)
 
     length = 2.5 * eps / STEPS
     found: dict[str | float, Tensor] = {
@@ -147,10 +153,10 @@ def _count_correct(
         "a quarter": correct(step_size=length * 0.25),
         "four times": correct(step_size=length * 4.0),
         # Any image lies within this limit of any other; a path of small steps, because large ones jump about.
-        "anywhere": correct(limit=pgd.ball.scale(images[0].numel()), steps=100, step_size=4 * eps / STEPS),
-        "no gradient": _without_gradient(pgd.frozen, images, labels),
+        "anywhere": correct(limit=attack.ball.scale(images[0].numel()), steps=100, step_size=4 * eps / STEPS),
+        "no gradient": _without_gradient(attack.frozen, images, labels),
     }
-    starts = pgd.ball.random_start(images, [generator(pgd.seed, number) for number in numbers])
+    starts = attack.ball.random_start(images, [generator(attack.seed, number) for number in numbers])
     found["pgd"] = both = found[1.0] & correct(start=starts)
     if bool(both.any()):
         left = [number for number, stays in zip(numbers, both.tolist(), strict=True) if stays]
