@@ -1,4 +1,4 @@
-"""``robustsynth evaluate``: accuracy with and without an attack, printed as it is known, kept so that it goes on."""
+"""``robustsynth evaluate``: accuracy with and without an attack, kept in a folder so that a run can be continued."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def _heading(attack: Attack, images: int) -> str:
 
 
 def _echo(attack: Attack, result: EvaluationResult, *, clean: bool = True) -> None:
-    """What is left after the attack, and after each attempt that has a title; and what there is to warn of."""
+    """Print the accuracy after the attack, and after each attempt that has a title; and warnings."""
     if clean:
         _echo_row("clean", result.unattacked)
     for name, title in attack.titles.items():

@@ -82,7 +82,7 @@ def _command(
     given: dict[str, Any],
 ) -> None:
     from robustsynth.data import located
-    from robustsynth.data.subsets import is_subset
+    from robustsynth.data.load import is_subset
     from robustsynth.rendezvous import note_begun, was_begun
     from robustsynth.training.checkpoints import has_checkpoint
     from robustsynth.training.forecast import forecast

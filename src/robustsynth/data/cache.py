@@ -94,9 +94,8 @@ def _build(
     # A memory map on a full disk does not raise: it kills the process.
     if needed > 0.95 * free:
         raise UserError(
-            f"expected {needed / 1e9:.1f} GB of free space for the decoded images, got {free / 1e9:.1f} GB "
-            f"in {folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller "
-            "image_size."
+            f"expected {needed / 1e9:.1f} GB of free space for the decoded images, got {free / 1e9:.1f} GB in "
+            f"{folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller image_size."
         )
     if contents.count >= 1000:
         announce(f"decoding {contents.count} images of {source.label} once, to {side}×{side}")

@@ -17,16 +17,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 
 RESTRICTED_IMAGENET: dict[str, tuple[int, int]] = {
-    "Dog": (151, 268),
-    "Cat": (281, 285),
-    "Frog": (30, 32),
-    "Turtle": (33, 37),
-    "Bird": (80, 100),
-    "Primate": (365, 382),
-    "Fish": (389, 397),
-    "Crab": (118, 121),
-    "Insect": (300, 319),
-}
+    "Dog": (151, 268), "Cat": (281, 285), "Frog": (30, 32), "Turtle": (33, 37), "Bird": (80, 100),
+    "Primate": (365, 382), "Fish": (389, 397), "Crab": (118, 121), "Insect": (300, 319),
+}  # fmt: skip
 """Restricted ImageNet, nine kinds of animals (Santurkar et al. 2019, Table 3), in the order of the labels. Of each the
 first and last of ImageNet's class indices, both included."""
 
@@ -67,13 +60,9 @@ _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 _SPECS = (
     DatasetSpec(
-        name="cifar10",
-        hub_id="uoft-cs/cifar10",
-        channels=3,
-        image_size=32,
+        name="cifar10", hub_id="uoft-cs/cifar10", channels=3, image_size=32,
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        mean=_CIFAR10_MEAN,
-        std=_CIFAR10_STD,
+        mean=_CIFAR10_MEAN, std=_CIFAR10_STD,
         licence="not stated by its authors (cite Krizhevsky 2009)",
         splits={"train": "train", "test": "test"},
         normalisations={
@@ -84,13 +73,9 @@ _SPECS = (
         },
     ),
     DatasetSpec(
-        name="mnist",
-        hub_id="ylecun/mnist",
-        channels=1,
-        image_size=28,
+        name="mnist", hub_id="ylecun/mnist", channels=1, image_size=28,
         classes=tuple("0123456789"),
-        mean=(0.1307,),
-        std=(0.3081,),
+        mean=(0.1307,), std=(0.3081,),
         licence="MIT according to its Hub card (cite LeCun et al. 1998)",
         splits={"train": "train", "test": "test"},
         normalisations={
@@ -99,19 +84,14 @@ _SPECS = (
         },
     ),
     DatasetSpec(
-        name="imagenette",
-        hub_id="frgfm/imagenette",
-        channels=3,
-        image_size=224,
+        name="imagenette", hub_id="frgfm/imagenette", channels=3, image_size=224, fixed_size=False,
         classes=(
             "tench", "English springer", "cassette player", "chain saw", "church", "French horn",
             "garbage truck", "gas pump", "golf ball", "parachute",
         ),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=IMAGENET_MEAN, std=IMAGENET_STD,
         licence="Apache-2.0 (the selection); ImageNet's terms for the photographs",
         splits={"train": "train", "test": "validation"},
-        fixed_size=False,
         # The Hub's main branch holds a loading script, which `datasets` 4 no longer runs; this branch holds
         # the parquet files that the Hub made from its configuration "320px".
         hub_options={

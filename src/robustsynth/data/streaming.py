@@ -151,7 +151,7 @@ def shuffled_rows(
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands for a batch that could not be read; raised by a decoder, an error would come with its traceback's text."""
+    """A batch that could not be read; an error that a decoder raised would have its traceback in the message."""
 
     reason: str
 

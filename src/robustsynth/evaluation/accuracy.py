@@ -134,7 +134,7 @@ def as_batch(model: Classifier, images: np.ndarray, labels: np.ndarray, chosen: 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What is known of a run.
+    """The figures of a run, as far as it is.
 
     Attributes:
         eps: the radius.
@@ -236,16 +236,16 @@ class EvaluationRun:
         return self.result()
 
     def result(self) -> EvaluationResult:
-        """What is known by now, of whole batches alone."""
-        known = [row for index in range(len(self.batches)) if self._complete(row := self._read(index))]
+        """The figures by now, of complete batches alone."""
+        rows = [row for index in range(len(self.batches)) if self._complete(row := self._read(index))]
         attempts = self.attack.attempts
         return EvaluationResult(
             eps=self.attack.ball.eps,
             wanted=len(self.order),
-            done=sum(len(row["images"]) for row in known),
-            clean=sum(sum(row["clean"]) for row in known),
-            left={name: sum(sum(row["left"].get(name, _last(row))) for row in known) for name in attempts},
-            warnings=tuple(dict.fromkeys(text for row in known for text in row["warnings"])),
+            done=sum(len(row["images"]) for row in rows),
+            clean=sum(sum(row["clean"]) for row in rows),
+            left={name: sum(sum(row["left"].get(name, _last(row))) for row in rows) for name in attempts},
+            warnings=tuple(dict.fromkeys(text for row in rows for text in row["warnings"])),
         )
 
     def _batch(self, index: int, on_images: Callable[[float], object]) -> None:

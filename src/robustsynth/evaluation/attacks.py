@@ -262,7 +262,7 @@ def apgd(
     Raises:
         UnknownNameError: no such loss.
         UserError: a norm that APGD is not made for, ``dlr`` with fewer than three classes, or steps below 1.
-        NonFiniteError: an image met a NaN or an infinity.
+        NonFiniteError: a loss or a gradient is not finite.
 
     Example:
         >>> bright = lambda x: torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 2.0)], 1)
@@ -294,7 +294,7 @@ def apgd(
         previous, x, before = x, z, value
         value, grad, correct_now = _loss_and_gradient(network, x, labels, LOSSES[loss], index)
         on_pass()
-        # The first iterate that it errs on is kept, so that it makes no difference for how long others go on.
+        # The first iterate that the network errs on is kept, however long other images are attacked.
         found = torch.where(_by_image(correct & ~correct_now), x, found)
         correct = correct & correct_now
         rises = rises + (value > before)
