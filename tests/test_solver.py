@@ -485,6 +485,35 @@ def test_in_a_folder_an_image_is_decoded_once_to_check_and_once_to_work(task, ti
     assert {counted[f"opened {i}.png"] for i in range(4)} == {2 + result}
 
 
+@pytest.mark.parametrize("task", ["generate", "refine"])
+def test_what_is_given_or_was_measured_before_is_not_measured(task, tiny_folder, photo, tmp_path, monkeypatch):
+    from robustsynth.models import execution
+
+    monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "cache"))
+    timed, plain = [], execution._seconds
+
+    def seconds(*args):
+        timed.append(args)
+        return plain(*args)
+
+    monkeypatch.setattr(execution, "_seconds", seconds)
+    images = [photo] if TASKS[task].images else []
+    command(task, tiny_folder, tmp_path / "given", *images)
+    assert not timed, "precision and batch size are given"
+    line = [task, *images, "--model", tiny_folder, "--out", tmp_path / "out", *OPTIONS[task], "--steps", "1"]
+    line += ["--device", "cpu"]
+    assert CliRunner().invoke(main, [str(a) for a in line]).exit_code == 0
+    assert timed
+    record = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert record["execution"]["measured"] is True
+    timed.clear()
+    monkeypatch.setenv("ROBUSTSYNTH_CACHE", str(tmp_path / "another"))
+    assert CliRunner().invoke(main, [str(a) for a in line]).exit_code == 0
+    assert not timed, "the folder knows them"
+    again = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert again["execution"] == record["execution"]
+
+
 # A task that is added
 
 

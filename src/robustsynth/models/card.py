@@ -17,6 +17,9 @@ SMALL_IMAGE = 64
 
 CARD_FILE = "card.json"
 
+SMALL_IMAGE = 64
+"""The largest side, in pixels, that counts as small: it decides networks' stems and presets' rows."""
+
 CLEAN, PGD, APGD, AUTO = "clean", "pgd", "apgd", "auto"
 TITLES = {CLEAN: "clean", PGD: "PGD", APGD: "APGD", AUTO: "AutoAttack"}
 

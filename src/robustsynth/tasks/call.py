@@ -22,7 +22,8 @@ from robustsynth.images import LoadedImage, as_images
 from robustsynth.loop import Objective, Problem, check_images
 from robustsynth.masks import check_mask, load_mask, mask_from_alpha, random_patch_masks, rectangle_mask
 from robustsynth.models.class_names import matching_class
-from robustsynth.models.classifier import Classifier
+from robustsynth.models.classifier import Classifier, FrozenClassifier
+from robustsynth.models.execution import Execution
 from robustsynth.names import name_key
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
@@ -97,9 +98,23 @@ class Call:
         return len(self.sources)
 
     def execute(self, precision: str | None, batch_size: int | None) -> None:
-        """Choose precision and batch size: those given, or what is fastest here for so many images."""
-        self.frozen = self.model.frozen(precision=precision, batch_size=batch_size, images=max(1, len(self)))
-        self.execution = self.frozen.execution
+        """Choose precision and batch size: those given, or what is fastest here for so many images, which is measured
+        when it is first needed."""
+        self._given: tuple[str | None, int | None] = precision, batch_size
+        self._frozen: FrozenClassifier | None = None
+
+    @property
+    def frozen(self) -> FrozenClassifier:
+        """The classifier as the loop runs it."""
+        if self._frozen is None:
+            precision, batch_size = self._given
+            self._frozen = self.model.frozen(precision=precision, batch_size=batch_size, images=max(1, len(self)))
+        return self._frozen
+
+    @property
+    def execution(self) -> Execution:
+        """Precision and batch size."""
+        return self.frozen.execution
 
     def value(self, name: str) -> Any:
         """An input that holds for all images."""

@@ -206,7 +206,7 @@ def start_identity(settings: Any) -> dict[str, Any]:
     """What distinguishes one folder of start images from another in ``settings.json``, in which no path belongs.
 
     Returns:
-        ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; no keys where seeds are drawn.
+        ``settings`` as plain values, with the folder's name alone, and ``starts_sha256``; or no keys.
     """
     if settings.seeds_from in SEED_KINDS or not Path(settings.seeds_from).is_dir():
         return {}
