@@ -72,7 +72,7 @@ class Attack(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """How the attack is done, for a model's card."""
+        """The attack in words, for a model's card."""
 
     @abstractmethod
     def survivors(

@@ -81,9 +81,7 @@ class AutoAttack(Attack):
     """The attacks on one classifier, in one ball.
 
     Args:
-        model: the classifier.
-        norm: one that AutoAttack knows, ``l2`` or ``linf``.
-        eps: the radius in pixel units.
+        model, norm, eps: as for `robustsynth.evaluation.attacks.GradientAttack`; ``l2`` or ``linf``, above 0.
         seed: of the package's random numbers.
         precision: float32, which others' figures are measured with, where None.
         batch_size: images that share random numbers; 16 on a processor, 256 on a graphics card where None.
