@@ -320,7 +320,7 @@ def test_a_damaged_file_costs_its_batch_again(pretended: Pretended, tmp_path: Pa
 
 def test_a_larger_run_goes_on_from_a_smaller(pretended: Pretended) -> None:
     small, large = start(None, num=48), start(None)
-    assert small.folder == large.folder
+    assert small.run_folder.out == large.run_folder.out
     small.run()
     before = len(pretended.calls)
     assert large.result().done == 48
@@ -335,7 +335,7 @@ def test_a_larger_run_goes_on_from_a_smaller(pretended: Pretended) -> None:
     "change", [{"eps": 0.25}, {"norm": "linf"}, {"seed": 1}, {"batch_size": 8}, {"precision": "bfloat16"}]
 )
 def test_other_settings_are_another_run(pretended: Pretended, tmp_path: Path, change: dict[str, Any]) -> None:
-    assert start(None, **change).folder != start(None).folder
+    assert start(None, **change).run_folder.out != start(None).run_folder.out
     start(tmp_path).run()
     with pytest.raises(UserError, match=f"\\({next(iter(change))}.*--out"):
         start(tmp_path, **change).run()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robustsynth.data import hold_out
-from robustsynth.data.splits import choose_splits
+from robustsynth.data.rows import choose_splits
 from robustsynth.errors import UserError
 
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from conftest import pixels, png, quiet
 from robustsynth.cli.train import command
 from robustsynth.data import located
-from robustsynth.data.load import describe_data
+from robustsynth.data.load import describe_data, parse_subset
 from robustsynth.data.rows import Contents, Row, Source
 from robustsynth.data.specs import DATASETS
-from robustsynth.data.subsets import parse_subset
 from robustsynth.errors import UnknownNameError, UserError
 
 CLASSES = DATASETS["cifar10"].classes

@@ -19,7 +19,7 @@ from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, evaluate_accuracy
 from robustsynth.evaluation.attacks import apgd
 from robustsynth.files import sha256
-from robustsynth.loop import Problem, Step, pgd
+from robustsynth.loop import Problem, pgd
 from robustsynth.models.card import ModelCard
 from robustsynth.models.classifier import Classifier
 from robustsynth.models.networks.plain import SmallCNN
@@ -115,7 +115,7 @@ def test_an_image_counts_only_if_it_is_right_after_both_attacks(
     model, images, labels, _, _ = linear_problem(40)
     asked: list[int] = []
 
-    def attack(problem: Any, **settings: Any) -> list[Step]:
+    def attack(problem: Any, **settings: Any) -> torch.Tensor:
         assert settings["steps"] == 20
         assert settings["step_size"] == pytest.approx(2.5 * 0.3 / 20)
         random = not torch.equal(problem.start, problem.center)
@@ -123,10 +123,10 @@ def test_an_image_counts_only_if_it_is_right_after_both_attacks(
         if fooled_by == ("random" if random else "image"):
             wrong = problem.center.clone()
             wrong[0] = 1 - wrong[0]  # The plane passes through the middle grey: a negative is of the other class.
-            return [Step(20, wrong, wrong)]
-        return [Step(20, problem.center, problem.center)]
+            return wrong
+        return problem.center
 
-    monkeypatch.setattr(attacks, "pgd_steps", attack)
+    monkeypatch.setattr(attacks, "pgd", attack)
     rows = evaluate_accuracy(model, images, labels, eps=[0.3], precision="float32", batch_size=64)
     assert rows[0].correct == 36
     assert rows[1].correct == (36 if fooled_by == "neither" else 35)
@@ -240,13 +240,13 @@ def test_restarts_only_find_more_and_begin_elsewhere(monkeypatch: pytest.MonkeyP
     model, images, labels = bent_classifier()
     starts: list[torch.Tensor] = []
 
-    def attack(problem: Any, **settings: Any) -> list[Step]:
+    def attack(problem: Any, **settings: Any) -> torch.Tensor:
         assert settings["steps"] == 7
         assert settings["step_size"] == pytest.approx(2.5 * 0.3 / 7)
         starts.append(problem.start)
-        return [Step(7, problem.center, problem.center)]
+        return problem.center
 
-    monkeypatch.setattr(attacks, "pgd_steps", attack)
+    monkeypatch.setattr(attacks, "pgd", attack)
     evaluate_accuracy(model, images[:8], labels[:8], eps=[0.3], restarts=3, steps=7, precision="float32", batch_size=8)
     assert len(starts) == 4
     assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])

@@ -9,9 +9,9 @@ import pytest
 
 from conftest import pixels, png, quiet
 from robustsynth.data import located
+from robustsynth.data.load import restricted_imagenet
 from robustsynth.data.rows import Contents, Row, Source
 from robustsynth.data.specs import RESTRICTED_IMAGENET
-from robustsynth.data.subsets import restricted_imagenet
 from robustsynth.errors import UserError
 
 NUMBERS = [f"n{10_000_000 + 7 * index}" for index in range(1000)]

@@ -1,14 +1,12 @@
-"""What an image may become: balls around a centre, one class a norm, within the box of valid images.
+"""Constraints on images: balls around a centre, one class a norm, within the box of valid images.
 
-A constraint says which way a step of length one goes (`direction`), how to come back after it (`project`) and how to
-start at random inside (`random_start`). A `Ball` knows the rest that depends on its norm as well, so that a new threat
-model is one class with `register_norm` before it, in any file. All sizes are in pixel units of images in [0, 1]
-(Santurkar et al. 2019, Appendix A.1).
+A `Ball` has all facts that depend on its norm, so that a new threat model is one class with `register_norm` before it,
+in any file. All sizes are in pixel units of images in [0, 1] (Santurkar et al. 2019, Appendix A.1).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
@@ -24,49 +22,40 @@ from robustsynth.resampling import back_project
 class Constraint(Protocol):
     """The three things that the loop asks of a constraint."""
 
+    @abstractmethod
     def direction(self, grad: Tensor) -> Tensor:
         """The steepest direction of length one for each image of `grad` (N, C, H, W)."""
-        ...
 
+    @abstractmethod
     def project(self, images: Tensor, center: Tensor) -> Tensor:
         """The nearest allowed images (N, C, H, W), in [0, 1]."""
-        ...
 
+    @abstractmethod
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Images drawn from what is allowed around `center`, one generator an image."""
-        ...
 
 
 def l2_norm(images: Tensor) -> Tensor:
-    """The ℓ2 norm of each image of (N, ...), shaped (N, 1, ...) to divide by.
-
-    Example:
-        >>> l2_norm(torch.full((2, 1, 2, 2), 0.5)).flatten().tolist()
-        [1.0, 1.0]
-    """
+    """The ℓ2 norm of each image of (N, ...), shaped (N, 1, ...) to divide by."""
     norm = torch.linalg.vector_norm(images.flatten(1), dim=1)
     return norm.view(-1, *[1] * (images.ndim - 1))
 
 
 @dataclass(frozen=True)
-class Ball(ABC):
+class Ball(Constraint):
     """Images within `eps` of their centre in some norm, and within [0, 1]: the base of a threat model.
 
-    A subclass gives `name`, `growth` and three methods; the other facts have defaults.
+    A subclass has `name`, `growth` and the methods `length`, `direction` and `project`; the other facts have defaults.
 
     Attributes:
-        eps: the radius, 0 or more.
+        eps: the radius, 0 or more and finite.
         name: of the norm on the command line and in files.
-        growth: a radius grows as the number of an image's values to this power, where all of them change alike: 1/p in
-            an ℓp norm.
+        growth: a radius grows as the number of an image's values to this power, where all change alike: 1/p for ℓp.
         usual_eps: the radius that classifiers of 32×32 images are usually trained for; None where there is none.
         usual_drawing: a radius and a step size to begin with when images are drawn; None where none are known.
         single_step: length in radii of the only step of one-step adversarial training, if that starts at random; None
             where it starts from the image itself, with the preset's share of the radius.
         attacks: the attacks beside PGD that can use the norm (``apgd``, ``auto``), and what they call it.
-
-    Raises:
-        UserError: a radius that is below 0 or not finite.
     """
 
     eps: float
@@ -79,27 +68,14 @@ class Ball(ABC):
 
     def __post_init__(self) -> None:
         if not (self.eps >= 0 and self.eps != float("inf")):
-            raise UserError(
-                f"expected a finite radius eps of 0 or more, got {self.eps}; for no radius at all use Box()"
-            )
+            raise UserError(f"expected a finite radius eps of 0 or more, got {self.eps}; for no radius use Box()")
 
     @abstractmethod
     def length(self, offset: Tensor) -> Tensor:
         """The norm (N,) of each image of `offset` (N, C, H, W)."""
 
-    @abstractmethod
-    def direction(self, grad: Tensor) -> Tensor:
-        """As `Constraint.direction`."""
-
-    @abstractmethod
-    def project(self, images: Tensor, center: Tensor) -> Tensor:
-        """As `Constraint.project`."""
-
     def random_start(self, center: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """As `Constraint.random_start`: a Gaussian direction at the distance that a uniform draw in a ball has.
-
-        That is uniform in ℓ2. Another norm may have a better one.
-        """
+        """A Gaussian direction at the distance that a uniform draw in a ball has: uniform in ℓ2."""
         shape = center.shape[1:]
         offset = randomness.normal(generators, shape).to(center)
         # A uniform radius would crowd the middle: the volume within r grows as r to the number of dimensions.
@@ -110,7 +86,7 @@ class Ball(ABC):
 
     @classmethod
     def scale(cls, values: float) -> float:
-        """How large radii are for images of `values` numbers: those of two sizes stand to each other as their scales.
+        """What radii are proportional to, for images of `values` numbers.
 
         Example:
             >>> L2Ball.scale(64 * 64) / L2Ball.scale(32 * 32), LinfBall.scale(64 * 64)
@@ -119,11 +95,7 @@ class Ball(ABC):
         return values**cls.growth
 
     def name_for(self, attack: str) -> str:
-        """What an attack of `attacks` calls the norm.
-
-        Raises:
-            UserError: the attack cannot use the norm.
-        """
+        """What an attack of `attacks` calls the norm; a `UserError` for other attacks."""
         if attack not in self.attacks:
             able = ", ".join(name for name, kind in NORMS.items() if attack in kind.attacks)
             raise UserError(f"expected a norm of {able} for the attack {attack}, got {self.name}; use the attack pgd")
@@ -137,9 +109,9 @@ B = TypeVar("B", bound=type[Ball])
 
 
 def register_norm(kind: B) -> B:
-    """Make a ball known by the name of its norm, wherever a norm is chosen: settings, ``--norm``, a model's card.
+    """A class decorator: the ball is known by its norm's name in settings, ``--norm`` and a model's card.
 
-    Use it as a decorator. Registering a name again replaces what it meant.
+    Registering a name again replaces what it meant.
 
     Raises:
         UserError: the class has no `name` or no `growth`.
@@ -160,30 +132,14 @@ def register_norm(kind: B) -> B:
 
 
 def norm_named(name: str) -> type[Ball]:
-    """The class of the balls of a norm.
-
-    Raises:
-        UserError: no such norm is registered.
-
-    Example:
-        >>> norm_named("l2").usual_eps
-        0.5
-    """
+    """The class of the balls of a registered norm; a `UserError` where there is none of that name."""
     if name not in NORMS:
         raise UserError(f"expected a norm of {', '.join(NORMS)}, got {name!r}")
     return NORMS[name]
 
 
 def ball(norm: str, eps: float) -> Ball:
-    """The ball of a norm by its name.
-
-    Raises:
-        UserError: no such norm, or a radius that is below 0 or not finite.
-
-    Example:
-        >>> ball("linf", 0.3)
-        LinfBall(eps=0.3)
-    """
+    """The ball of a norm by its name; a `UserError` where there is no such norm or radius."""
     return norm_named(norm)(eps)
 
 
@@ -267,11 +223,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Inside:
-    """Only pixels under the mask change, and they as another constraint allows; the rest is the centre's, exactly.
-
-    Args:
-        constraint: of what is under the mask.
-        mask: (N, 1, H, W), 1 where images may change.
+    """Pixels where the mask (N, 1, H, W) is above 0 change as another constraint allows; the rest is the centre's.
 
     Example:
         >>> mask = torch.tensor([[[[1.0, 0.0]]]])
@@ -294,12 +246,8 @@ class Inside:
 
 @dataclass(frozen=True)
 class Consistent:
-    """Images whose area averages stay near a low-resolution one, beside another constraint: each projection ends
-    with a round of back-projection.
-
-    Args:
-        constraint: the other one.
-        low: (N, C, h, w), what averages should give.
+    """Another constraint, and area averages near low-resolution images (N, C, h, w): projections end with a round of
+    back-projection.
 
     Example:
         >>> low = torch.full((1, 1, 1, 1), 0.25)

@@ -1,12 +1,13 @@
-"""``robustsynth evaluate``: accuracy with and without an attack, printed as it is known, kept so that it goes on."""
+"""``robustsynth evaluate``: accuracy with and without an attack, kept in a folder so that a run can be continued."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from robustsynth.models.classifier import Classifier
     from robustsynth.processes import Workers
 
+AT_LEAST_1 = click.IntRange(min=1)
+
 MASKING_IMAGES = 100
 """How many images are looked at for signs of masked gradients, at most."""
 
 SQUARE_ALARM = 0.002
-"""The share that Square alone may take before it is a sign of masked gradients: the package's own bound."""
+"""The share of images that Square alone may find before it is a sign of masked gradients: the package's own bound."""
 
 
 @click.command("evaluate")
@@ -42,38 +45,27 @@ SQUARE_ALARM = 0.002
     type=click.Choice(["pgd", "apgd", "auto"]),
     default="pgd",
     show_default=True,
-    help="auto is AutoAttack by its authors' package, for figures to stand beside RobustBench's.",
+    help="auto is AutoAttack by its authors' package, for figures that are compared with RobustBench's.",
 )
-@click.option("--norm", type=Norm(), default=None, help="Such as l2 or linf; the model's own if not given.")
-@click.option(
-    "--eps",
-    type=Numbers(float),
-    default=None,
-    help="Radii such as 0.25,0.5,1.0; the model's own if not given.",
-)
+@click.option("--norm", type=Norm(), help="Such as l2 or linf; the model's own if not given.")
+@click.option("--eps", type=Numbers(float), help="Radii such as 0.25,0.5,1.0; the model's own if not given.")
 # torchrun takes --num for an abbreviation of an option of its own, wherever it stands; hence the second name.
 @click.option(
     *("--num", "--num-images", "num"),
-    type=click.IntRange(min=1),
-    default=None,
+    type=AT_LEAST_1,
     help="Only so many images, drawn at random. (Under torchrun, write --num-images.)",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random starts and of the images drawn."
-)
-@click.option(
-    "--restarts", type=click.IntRange(min=1), default=1, show_default=True, help="Random starts of pgd and apgd."
-)
-@click.option("--steps", type=click.IntRange(min=1), default=None, help="20 of pgd and 100 of apgd if not given.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random starts and images.")
+@click.option("--restarts", type=AT_LEAST_1, default=1, show_default=True, help="Random starts of pgd and apgd.")
+@click.option("--steps", type=AT_LEAST_1, help="20 of pgd and 100 of apgd if not given.")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
-    default=None,
     help="Of the attack's gradients: measured for pgd, float32 for the others if not given.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=None)
-@click.option("--device", default=None, help="cpu or cuda.")
-@click.option("--out", type=click.Path(), default=None, help="Where what is done is kept; the cache if not given.")
+@click.option("--batch-size", type=AT_LEAST_1, help="Measured for pgd and apgd if not given.")
+@click.option("--device", help="Any that torch names, such as cpu or cuda; tested on cpu.")
+@click.option("--out", type=click.Path(), help="Where results are kept; the cache if not given.")
 @click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder.")
 @click.option("--check-masking", is_flag=True, help="Also look for signs that gradients are masked.")
 @click.option("--record", is_flag=True, help="Write the figures into the model's card.")
@@ -82,7 +74,7 @@ def command(**asked: Any) -> None:
 
     PGD is 20 steps of 2.5·eps/20, once from the image itself and once from a random start; an image counts only if
     it is correct clean and after both. APGD is 100 steps on each of two losses, from random starts. An interrupted
-    run goes on when the same command is run again. Intervals are of 95 % confidence.
+    run is continued by the same command. Intervals are of 95 % confidence.
     """
     from robustsynth.cli.models import describe_model
     from robustsynth.data import load_data
@@ -92,9 +84,7 @@ def command(**asked: Any) -> None:
     workers = Workers.from_environment()
     with workers.joined(), workers.errors_reported_once():
         tell: Callable[[str], object] = say if workers.first else lambda text: None
-        attack, given = asked["attack"], {name: asked[name] for name in ("seed", "precision", "batch_size")}
-        attempts = {name: asked[name] for name in ("restarts", "steps")}
-        if attack == "auto" and attempts != {"restarts": 1, "steps": None}:
+        if asked["attack"] == "auto" and (asked["restarts"], asked["steps"]) != (1, None):
             raise UserError(
                 "expected --steps and --restarts with --attack pgd or apgd, got them with auto, which fixes them"
             )
@@ -102,18 +92,16 @@ def command(**asked: Any) -> None:
         if asked["record"] and (model.card is None or model.folder is None):
             raise UserError("expected a model folder with a card to --record into")
         tell(describe_model(model))
-        norm, eps = _threat_model(model, asked["norm"], asked["eps"])
+        asked["norm"], asked["eps"] = _threat_model(model, asked["norm"], asked["eps"])
         data, split = asked["data"], asked["split"]
         images = load_data(data, split, image_size=model.image_size, channels=model.channels, announce=tell)
         labels = _labels(model, images, tell)
-        attacks = _attacks(model, attack, norm, eps, attempts, given, workers)
-        folder = None if asked["out"] is None else Path(asked["out"])
-        run = _Measurement(images.images, labels, asked["num"], folder, asked["overwrite"], workers, tell)
-        measured = run.measure(attacks)
+        measurement = _Measurement(model, images.images, labels, asked, workers, tell)
+        measured = measurement.measure()
         if workers.first and asked["check_masking"]:
-            _look_for_masking(model, images.images, labels, norm, eps, asked["num"], given)
+            measurement.look_for_masking()
         if workers.first and asked["record"] and model.folder is not None:
-            _record(model.folder, attack, {"data": f"{images.name} {split}", **measured})
+            _record(model.folder, asked["attack"], {"data": f"{images.name} {split}", **measured})
             say(f"recorded in {model.folder / 'card.json'}")
 
 
@@ -126,40 +114,14 @@ def _threat_model(model: Classifier, norm: str | None, eps: tuple[float, ...] | 
     threat_model = {} if model.card is None else model.card.threat_model
     own_norm: str = threat_model.get("norm", "l2")
     norm = norm or own_norm
-    if eps is None and norm != own_norm:
-        raise UserError(f"expected --eps with --norm {norm}, because the model's own radius is of {own_norm}, got none")
     if eps is None:
+        if norm != own_norm:
+            raise UserError(f"expected --eps with --norm {norm}, as the model's own radius is of {own_norm}, got none")
         usual = threat_model.get("eps") or norm_named(norm).usual_eps
         if usual is None:
             raise UserError(f"expected --eps with --norm {norm}, which has no usual radius, got none")
         eps = (usual,)
     return norm, eps
-
-
-def _attacks(
-    model: Classifier,
-    attack: str,
-    norm: str,
-    eps: Sequence[float],
-    attempts: dict[str, Any],
-    given: dict[str, Any],
-    workers: Workers,
-) -> list[Attack]:
-    """The attack that was asked for, at each radius."""
-    from robustsynth.evaluation.attacks import GradientAttack
-    from robustsynth.evaluation.auto_attack import AutoAttack
-
-    radii = [radius for radius in dict.fromkeys(eps) if radius > 0]
-    given = given | {"norm": norm, "precision": given["precision"] or (None if attack == "pgd" else "float32")}
-    if attack == "auto":
-        if not radii:
-            raise UserError(f"expected a radius --eps above 0 for AutoAttack, got {', '.join(map(str, eps)) or 'none'}")
-        return [AutoAttack(model, eps=radius, **given) for radius in radii]
-    # As the first process measures it, or each might take another precision.
-    sizes = {name: given[name] for name in ("precision", "batch_size")}
-    execution = workers.agreed(lambda: model.frozen(**sizes).execution)
-    given |= {"precision": execution.precision, "batch_size": execution.batch_size}
-    return [GradientAttack(model, attack, eps=radius, **attempts, **given) for radius in radii or [0.0]]
 
 
 def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object]) -> np.ndarray:
@@ -190,33 +152,53 @@ def _labels(model: Classifier, images: ImageData, tell: Callable[[str], object])
 
 @dataclass(frozen=True)
 class _Measurement:
-    """Images, and how people hear of what an attack leaves of them."""
+    """A model, labelled images, the command's options, and how people hear of the results."""
 
+    model: Classifier
     images: np.ndarray
     labels: np.ndarray
-    num: int | None
-    folder: Path | None
-    overwrite: bool
+    asked: dict[str, Any]
     workers: Workers
     tell: Callable[[str], object]
 
-    def measure(self, attacks: Sequence[Attack]) -> dict[str, Any]:
-        """Print the accuracy under each attack, and give what a card keeps of it."""
-        from robustsynth.evaluation.accuracy import Accuracy
+    def attacks(self) -> list[Attack]:
+        """The attack that was asked for, at each radius."""
+        from robustsynth.evaluation.attacks import GradientAttack
+        from robustsynth.evaluation.auto_attack import AutoAttack
+
+        attack, eps, precision = self.asked["attack"], self.asked["eps"], self.asked["precision"]
+        given = {name: self.asked[name] for name in ("norm", "seed", "batch_size")}
+        given["precision"] = precision or (None if attack == "pgd" else "float32")
+        radii = [radius for radius in dict.fromkeys(eps) if radius > 0]
+        if attack == "auto":
+            if not radii:
+                got = ", ".join(map(str, eps)) or "none"
+                raise UserError(f"expected a radius --eps above 0 for AutoAttack, got {got}")
+            return [AutoAttack(self.model, eps=radius, **given) for radius in radii]
+        # As the first process measures it, or each might take another precision.
+        sizes = {name: given[name] for name in ("precision", "batch_size")}
+        execution = self.workers.agreed(lambda: self.model.frozen(**sizes).execution)
+        given |= {"precision": execution.precision, "batch_size": execution.batch_size}
+        given |= {name: self.asked[name] for name in ("restarts", "steps")}
+        return [GradientAttack(self.model, attack, eps=radius, **given) for radius in radii or [0.0]]
+
+    def measure(self) -> dict[str, Any]:
+        """Print the accuracy under each attack, and return what a card keeps of it."""
         from robustsynth.evaluation.masking import rising
 
+        attacks = self.attacks()
         rows: list[dict[str, Any]] = []
         found: list[Accuracy] = []
         for attack in attacks:
             # One folder for each radius only where there are several, so that --out is where people look.
-            folder = self.folder
+            folder = None if self.asked["out"] is None else Path(self.asked["out"])
             if folder is not None and len(attacks) > 1:
                 folder /= f"eps-{attack.ball.eps:g}"
             result = self._run(attack, folder)
             if self.workers.first:
                 _echo(attack, result, clean=not rows or bool(attack.titles))
             if not rows:
-                found.append(Accuracy(0.0, result.clean, result.done))
+                found.append(result.unattacked)
                 rows.append(_card_row(found[0]))
             if attack.attempts:
                 found.append(result.robust)
@@ -226,11 +208,12 @@ class _Measurement:
                 rows.append(_card_row(result.robust) | ({"left_after": left} if left else {}))
         if self.workers.first and rising(found).seen:
             say(f"beware: accuracy rises with eps, which is a sign of masked gradients ({rising(found).figures})")
+        first = attacks[0]
         return {
-            "norm": attacks[0].ball.name,
-            "attack": attacks[0].describe(),
-            "precision": f"attacked in {attacks[0].precision}, decided in float32",
-            "seed": attacks[0].seed,
+            "norm": first.ball.name,
+            "attack": first.describe(),
+            "precision": f"attacked in {first.precision}, decided in float32",
+            "seed": first.seed,
             "rows": rows,
         }
 
@@ -238,17 +221,18 @@ class _Measurement:
         from robustsynth.evaluation.accuracy import EvaluationRun, drawn
         from robustsynth.files import only_writer
 
-        order = drawn(len(self.images), self.num, attack.seed)
-        run = EvaluationRun(attack, self.images, self.labels, order, folder=folder, overwrite=self.overwrite)
-        assert run.folder is not None
-        self.tell(f"{_heading(attack, len(order))}; what is done is kept in {run.folder}")
-        if not self.overwrite and (before := run.result().done):
+        order, overwrite = drawn(len(self.images), self.asked["num"], attack.seed), self.asked["overwrite"]
+        run = EvaluationRun(attack, self.images, self.labels, order, folder=folder, overwrite=overwrite)
+        assert run.run_folder is not None
+        out = run.run_folder.out
+        self.tell(f"{_heading(attack, len(order))}; results are kept in {out}")
+        if not overwrite and (before := run.result().done):
             self.tell(f"{before} of {len(order)} images are done already")
         mine = sum(map(len, self.workers.share(run.batches)))
         # SIGTERM, which torchrun sends, stops as Ctrl-C does.
         handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            alone = only_writer(run.folder) if self.workers.first else contextlib.nullcontext()
+            alone = only_writer(out) if self.workers.first else contextlib.nullcontext()
             with alone, _progress(mine, shown=self.workers.first) as advance:
                 result = run.run(workers=self.workers, on_images=advance)
         except KeyboardInterrupt:
@@ -261,12 +245,29 @@ class _Measurement:
         finally:
             signal.signal(signal.SIGTERM, handler)
         if not result.complete:
-            raise UserError(f"expected a folder --out that all machines see, got {run.folder}; name another one")
+            raise UserError(f"expected a folder --out that all machines see, got {out}; name another one")
         return result
+
+    def look_for_masking(self) -> None:
+        """Print the signs of masked gradients at the largest radius."""
+        from robustsynth.evaluation.accuracy import drawn
+        from robustsynth.evaluation.masking import check_masking
+
+        eps, num = max(self.asked["eps"]), min(self.asked["num"] or MASKING_IMAGES, MASKING_IMAGES)
+        chosen = drawn(len(self.images), num, self.asked["seed"])
+        given: dict[str, Any] = {name: self.asked[name] for name in ("norm", "seed", "precision", "batch_size")}
+        say(f"signs of masked gradients at eps {eps:g}, on {len(chosen)} images")
+        with _progress(len(chosen)) as advance:
+            given |= {"eps": eps, "indices": chosen, "on_images": advance}
+            signs = check_masking(self.model, self.images, self.labels, **given)
+        for sign in signs:
+            click.echo(f"{'SEEN' if sign.seen else 'not seen':9} {sign.name}: {sign.figures}")
+        if any(sign.seen for sign in signs):
+            click.echo("the figures above may be too good: gradients may be masked")
 
 
 def _heading(attack: Attack, images: int) -> str:
-    """What is about to be measured; fewer than nine other classes are all of them AutoAttack's targets."""
+    """What is about to be measured; where there are fewer than nine other classes, AutoAttack targets all of them."""
     classes = len(attack.model.classes)
     targets = f", {classes - 1} targets" if attack.titles and classes < 10 else ""
     package = f"{attack.record()['package']}, " if attack.titles else ""
@@ -277,14 +278,12 @@ def _heading(attack: Attack, images: int) -> str:
 
 
 def _echo(attack: Attack, result: EvaluationResult, *, clean: bool = True) -> None:
-    """What is left after the attack, and after each attempt that has a title; and what there is to warn of."""
-    from robustsynth.evaluation.accuracy import Accuracy
-
+    """Print the accuracy after the attack, and after each attempt that has a title; and warnings."""
     if clean:
-        _echo_row("clean", Accuracy(0.0, result.clean, result.done))
+        _echo_row("clean", result.unattacked)
     for name, title in attack.titles.items():
         if name in result.left:
-            _echo_row(f"  left after {title}", Accuracy(result.eps, result.left[name], result.done))
+            _echo_row(f"  left after {title}", dataclasses.replace(result.robust, correct=result.left[name]))
     if attack.attempts:
         _echo_row(f"{attack.name} {attack.ball.name} at eps {result.eps:g}", result.robust)
     if attack.titles:
@@ -316,30 +315,6 @@ def _card_row(row: Accuracy) -> dict[str, Any]:
     return {"eps": row.eps, "share": row.share, "images": row.total, "interval": [round(v, 4) for v in row.interval]}
 
 
-def _look_for_masking(
-    model: Classifier,
-    images: np.ndarray,
-    labels: np.ndarray,
-    norm: str,
-    eps: Sequence[float],
-    num: int | None,
-    given: dict[str, Any],
-) -> None:
-    """Print the signs of masked gradients at the largest radius."""
-    from robustsynth.evaluation.accuracy import drawn
-    from robustsynth.evaluation.masking import check_masking
-
-    chosen = drawn(len(images), min(num or MASKING_IMAGES, MASKING_IMAGES), given["seed"])
-    say(f"signs of masked gradients at eps {max(eps):g}, on {len(chosen)} images")
-    with _progress(len(chosen)) as advance:
-        where: dict[str, Any] = {"norm": norm, "eps": max(eps), "indices": chosen}
-        signs = check_masking(model, images, labels, on_images=advance, **where, **given)
-    for sign in signs:
-        click.echo(f"{'SEEN' if sign.seen else 'not seen':9} {sign.name}: {sign.figures}")
-    if any(sign.seen for sign in signs):
-        click.echo("the figures above may be too good: gradients may be masked")
-
-
 @contextlib.contextmanager
 def _progress(total: int, *, shown: bool = True) -> Iterator[Callable[[float], object]]:
     """A progress bar with the time left; where nobody watches, a line on it after half a minute."""
@@ -367,8 +342,6 @@ def _progress(total: int, *, shown: bool = True) -> Iterator[Callable[[float], o
 
 def _record(folder: Path, attack: str, measured: dict[str, Any]) -> None:
     """Into the card: PGD's figures at the top as ever, the others' under their own names beside them."""
-    import dataclasses
-
     from robustsynth.models.card import ModelCard
 
     card = ModelCard.load(folder)

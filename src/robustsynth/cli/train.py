@@ -66,7 +66,7 @@ def command(**asked: Any) -> None:
 
 def _command(workers: Workers, asked: dict[str, Any]) -> None:
     from robustsynth.data import located
-    from robustsynth.data.subsets import is_subset
+    from robustsynth.data.load import is_subset
     from robustsynth.processes import note_begun, was_begun
     from robustsynth.training.checkpoints import has_checkpoint
     from robustsynth.training.forecast import forecast

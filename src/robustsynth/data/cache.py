@@ -1,7 +1,7 @@
 """The cache of decoded images: images.npy, labels.npy and meta.json in a folder named by what they were made from.
 
-The folder is made under another name and renamed when it is complete, so that several processes can make it at
-once and one that is killed leaves nothing that could be taken for data.
+The folder is made under another name and renamed when it is complete: several processes may make it at once, and one
+that is killed leaves nothing that could be taken for data.
 """
 
 from __future__ import annotations
@@ -37,11 +37,7 @@ _BUILDING = ".building-"
 def decoded(
     source: Source, *, image_size: int | None, channels: int | None, announce: Callable[[str], object]
 ) -> ImageData:
-    """The source's images, decoded now or at an earlier time.
-
-    Raises:
-        UserError: the data cannot be used; the message says which file or row.
-    """
+    """The source's images, decoded now or at an earlier time."""
     folder = decoded_folder(source, image_size=image_size, channels=channels)
     home = folder.parent
     if folder.exists():
@@ -50,18 +46,15 @@ def decoded(
             return _read(folder)
         shutil.rmtree(folder, ignore_errors=True)
     _remove_abandoned(home)
-    temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=home))
-    try:
-        _build(source, temporary, image_size=image_size, channels=channels, announce=announce)
+    with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=home, ignore_cleanup_errors=True) as temporary:
+        _build(source, Path(temporary), image_size=image_size, channels=channels, announce=announce)
         try:
             os.rename(temporary, folder)
         except OSError:
             if not folder.exists():
                 raise
             # Another process was faster; what it made is the same.
-        return _read(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return _read(folder)
 
 
 def decoded_folder(source: Source, *, image_size: int | None, channels: int | None) -> Path:
@@ -84,12 +77,7 @@ def _read(folder: Path) -> ImageData:
 
 
 def _build(
-    source: Source,
-    folder: Path,
-    *,
-    image_size: int | None,
-    channels: int | None,
-    announce: Callable[[str], object],
+    source: Source, folder: Path, *, image_size: int | None, channels: int | None, announce: Callable[[str], object]
 ) -> None:
     Image.init()  # loads the plugins, which is not safe to do in several threads at once
     contents = source.open()
@@ -106,25 +94,28 @@ def _build(
     # A memory map on a full disk does not raise: it kills the process.
     if needed > 0.95 * free:
         raise UserError(
-            f"expected {needed / 1e9:.1f} GB of free space for the decoded images, got {free / 1e9:.1f} GB "
-            f"in {folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller "
-            "image_size."
+            f"expected {needed / 1e9:.1f} GB of free space for the decoded images, got {free / 1e9:.1f} GB in "
+            f"{folder.parent}. Free some, set ROBUSTSYNTH_CACHE to another disk, or ask for a smaller image_size."
         )
     if contents.count >= 1000:
         announce(f"decoding {contents.count} images of {source.label} once, to {side}×{side}")
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     labels = np.empty(contents.count, dtype=np.int64)
-
-    unreadable: dict[int, tuple[Row, UserError]] = {}
+    unreadable: dict[int, tuple[str, UserError]] = {}
 
     def fill(indexed: tuple[int, Row]) -> None:
         index, row = indexed
-        labels[index] = _label(row, contents.classes)
+        if row.label is None or not 0 <= row.label < len(contents.classes):
+            raise UserError(
+                f"{row.where}: expected a label from 0 to {len(contents.classes) - 1}, got {row.label}. "
+                "Take unlabelled images out of the data, or choose a labelled split."
+            )
+        labels[index] = row.label
         try:
             images[index] = decode(row, image_size=side, channels=depth)
         except UserError as error:
             # All are reported at once: decoding a large set again for each one would take days.
-            unreadable[index] = (row, error)
+            unreadable[index] = (row.where, error)
 
     # Pillow decodes outside the interpreter's lock, so threads help; a batch bounds the bytes in flight.
     rows = enumerate(contents.rows())
@@ -136,29 +127,18 @@ def _build(
         raise _one_error([unreadable[index] for index in sorted(unreadable)])
     images.flush()
     np.save(folder / "labels.npy", labels)
-    meta = {"classes": list(contents.classes), "source": source.label, "spec": spec.name if spec else None}
-    if contents.part_of:
-        meta["part"] = True
-    write_json(folder / "meta.json", meta)
+    meta = {"classes": contents.classes, "source": source.label, "spec": spec.name if spec else None}
+    write_json(folder / "meta.json", meta | {"part": bool(contents.part_of)})
 
 
-def _one_error(unreadable: list[tuple[Row, UserError]]) -> UserError:
+def _one_error(unreadable: list[tuple[str, UserError]]) -> UserError:
     """One error of all images that cannot be decoded: the first one's, the number of others, and some of them."""
     (_, first), *others = unreadable
     if not others:
         return first
     many = f"At least {len(others)}" if len(unreadable) >= _ENOUGH else str(len(others))
-    such = ", ".join(row.where for row, _ in others[:5]) + (", …" if len(others) > 5 else "")
+    such = ", ".join(where for where, _ in others[:5]) + (", …" if len(others) > 5 else "")
     return UserError(f"{first} {many} more cannot be decoded either: {such}")
-
-
-def _label(row: Row, classes: tuple[str, ...]) -> int:
-    if row.label is None or not 0 <= row.label < len(classes):
-        raise UserError(
-            f"{row.where}: expected a label from 0 to {len(classes) - 1}, got {row.label}. "
-            "Take unlabelled images out of the data, or choose a labelled split."
-        )
-    return row.label
 
 
 def _remove_abandoned(home: Path) -> None:

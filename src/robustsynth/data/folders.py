@@ -16,21 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from robustsynth.data.rows import Contents, Place, Row, Source, stamps
-from robustsynth.data.splits import SPLIT_NAMES, choose_splits
+from robustsynth.data.rows import SPLIT_NAMES, Contents, Place, Row, Source, choose_splits, stamps
 from robustsynth.errors import UserError
 
 DOMAINS = ("A", "B")
 
 
 def find_class_folders(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
-    """The class folders of one split.
-
-    The class order is the sorted names of all splits together, so that a label means the same class in each.
-
-    Raises:
-        UserError: no images, an empty class folder, or no such split.
-    """
+    """The class folders of one split, numbered by the sorted names of all splits, so that a label means one class."""
     if not isinstance(place, Path) or not place.is_dir():
         return None
     splits = _split_folders(place)
@@ -48,25 +41,21 @@ def find_class_folders(place: Place, split: str, announce: Callable[[str], objec
 
 
 def find_domains(place: Place, split: str, announce: Callable[[str], object]) -> Source | None:
-    """The two domains of one split of the published layout, A with label 0 and B with label 1.
-
-    Raises:
-        UserError: no such split, or only one of its domains, or an empty one.
-    """
+    """The two domains of one split of the published layout, A with label 0 and B with label 1."""
     if not isinstance(place, Path) or not place.is_dir() or _split_folders(place):
         return None
-    there = {name: [domain for domain in DOMAINS if (place / f"{name}{domain}").is_dir()] for name in SPLIT_NAMES}
-    if not any(there.values()):
+    available = [name for name in SPLIT_NAMES if any((place / f"{name}{domain}").is_dir() for domain in DOMAINS)]
+    if not available:
         return None
-    chosen = choose_splits([name for name in SPLIT_NAMES if there[name]], split, where=str(place))
-    for name in chosen:
-        if len(there[name]) == 1:
-            missing = "B" if there[name] == ["A"] else "A"
-            raise UserError(
-                f"{place}: expected {name}A and {name}B, one for each domain, got only {name}{there[name][0]}. "
-                f"Put the other domain's images into {name}{missing}."
-            )
+    chosen = choose_splits(available, split, where=str(place))
     groups = [(place / f"{name}{domain}", label) for name in chosen for label, domain in enumerate(DOMAINS)]
+    for folder, label in groups:
+        if not folder.is_dir():
+            name = folder.name[:-1]
+            raise UserError(
+                f"{place}: expected {name}A and {name}B, one for each domain, got only {name}{DOMAINS[1 - label]}. "
+                f"Put the other domain's images into {folder.name}."
+            )
     return _source(groups, domain_names(place.resolve().name), label=place.resolve().name)
 
 
@@ -74,23 +63,19 @@ def find_listed_folders(place: Place, split: str, announce: Callable[[str], obje
     """Folders of images, each of them a class that is called as its folder is, in the order given.
 
     A folder may hold its splits, as HORSES/train and HORSES/test; one that does not is all ``"train"``.
-
-    Raises:
-        UserError: fewer than two, one that is missing, empty or within another, or no such split in one.
     """
     if isinstance(place, Path) or (isinstance(place, str) and "," not in place):
         return None
     folders = listed_folders(place) if isinstance(place, str) else place
     if len(folders) < 2:
         raise UserError(f"expected two folders or more, one for each class, got {len(folders)}")
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"expected folders of images, one for each class, but there is no folder {folder}")
-    for inner, outer in permutations([folder.resolve() for folder in folders], 2):
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise UserError(f"expected folders of images, one for each class, but there is no folder {missing}")
+    resolved = [folder.resolve() for folder in folders]
+    for inner, outer in permutations(resolved, 2):
         if inner.is_relative_to(outer):
             raise UserError(f"expected folders that lie apart, one for each class, but {inner} lies in {outer}")
-    names = _distinct_names([folder.resolve() for folder in folders])
-    groups = []
+    names, groups = _distinct_names(resolved), []
     for label, folder in enumerate(folders):
         splits = {name: folder / name for name in SPLIT_NAMES if images_under(folder / name)}
         groups += [(part, label) for part in _of_split(folder, splits, split, layout=f"{folder.name}/SPLIT")]
@@ -98,25 +83,22 @@ def find_listed_folders(place: Place, split: str, announce: Callable[[str], obje
 
 
 def listed_folders(text: str) -> list[Path]:
-    """The folders that ``HORSES,ZEBRAS`` lists; their own names may hold commas too.
+    """The folders that ``HORSES,ZEBRAS`` lists; their own names may hold commas too."""
 
-    Raises:
-        UserError: one of them is not there.
-    """
-    parts = text.split(",")
+    def is_folder(name: str) -> bool:
+        return bool(name) and Path(name).expanduser().is_dir()
 
-    def read(start: int) -> list[Path] | None:
-        for end in range(start + 1, len(parts) + 1):
-            name = ",".join(parts[start:end]).strip()
-            if name and Path(name).expanduser().is_dir():
-                rest = [] if end == len(parts) else read(end)
-                if rest is not None:
-                    return [Path(name).expanduser(), *rest]
-        return None
+    def read(parts: Sequence[str]) -> list[Path] | None:
+        for end in range(1, len(parts) + 1):
+            name = ",".join(parts[:end]).strip()
+            rest = read(parts[end:]) if is_folder(name) else None
+            if rest is not None:
+                return [Path(name).expanduser(), *rest]
+        return None if parts else []
 
-    found = read(0)
+    found = read(text.split(","))
     if found is None:
-        missing = next((p.strip() for p in parts if not p.strip() or not Path(p.strip()).expanduser().is_dir()), text)
+        missing = next((part.strip() for part in text.split(",") if not is_folder(part.strip())), text)
         raise UserError(
             f"expected a folder, or folders with commas between them, in {text!r}, but there is no folder {missing!r}"
         )
@@ -160,18 +142,12 @@ def _source(groups: Sequence[tuple[Path, int]], classes: tuple[str, ...], *, lab
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The split folders in `root`, by their names.
-
-    Only those that hold folders: a *class* that happens to be called "train" holds images instead.
-    """
+    """The split folders in `root`, by name. They hold folders: a *class* called "train" holds images instead."""
     return {name: root / name for name in SPLIT_NAMES if (root / name).is_dir() and _folders(root / name)}
 
 
 def _of_split(folder: Path, splits: Mapping[str, Path], split: str, *, layout: str) -> list[Path]:
-    """Those of a folder's split folders that are asked for; itself, where it has none and the images are for training.
-
-    `layout` is where split folders would lie, for a message.
-    """
+    """The split folders that are asked for; `folder` itself, where it has none and the images are for training."""
     if splits:
         return [splits[name] for name in choose_splits(list(splits), split, where=str(folder))]
     if split in ("train", "all"):
@@ -184,24 +160,21 @@ def _of_split(folder: Path, splits: Mapping[str, Path], split: str, *, layout: s
 
 
 def _distinct_names(folders: Sequence[Path]) -> tuple[str, ...]:
-    """The folders' names; those of the folders above, for ``horses/train`` and ``zebras/train``."""
-    if published := _published_names(folders):
-        return published
+    """The folders' names; those of the folders above, for ``horses/train`` and ``zebras/train``.
+
+    ``horse2zebra/trainA`` and ``horse2zebra/trainB``, in whichever order, have the names of their domains.
+    """
+    domains = domain_names(folders[0].parent.name)
+    halves = [re.fullmatch(f"(?:{'|'.join(SPLIT_NAMES)})([AB])", folder.name) for folder in folders]
+    if domains != DOMAINS and len({folder.parent for folder in folders}) == 1:
+        own = tuple(domains[DOMAINS.index(half[1])] for half in halves if half)
+        if len(set(own)) == len(folders):
+            return own
     for depth in range(1, min(len(folder.parts) for folder in folders)):
         names = tuple(folder.parts[-depth] for folder in folders)
         if len(set(names)) == len(names):
             return names
     raise UserError(f"expected folders of different names, which name the classes, got {', '.join(map(str, folders))}")
-
-
-def _published_names(folders: Sequence[Path]) -> tuple[str, ...] | None:
-    """The domains of ``horse2zebra/trainA`` and ``horse2zebra/trainB``, in whichever order; None for other folders."""
-    names = domain_names(folders[0].parent.name)
-    found = [re.fullmatch(f"(?:{'|'.join(SPLIT_NAMES)})([AB])", folder.name) for folder in folders]
-    if names == DOMAINS or len({folder.parent for folder in folders}) > 1:
-        return None
-    own = tuple(names[DOMAINS.index(each[1])] for each in found if each)
-    return own if len(set(own)) == len(folders) else None
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,18 +1,15 @@
-"""Labelled images: encoded, as readers find them, and decoded, as everything else takes them.
-
-A reader gives a `Source`. Opened it is `Contents`, whose `Row`s hold one encoded image each. `decode` makes an array of
-a row, `ImageData` holds those of a whole data set.
-"""
+"""Labelled images: what readers give (`Source`, `Contents`, `Row`), decoding, the result (`ImageData`), and splits."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,6 +25,11 @@ SAMPLE = 32
 """Images by whose headers a known data set is recognised."""
 
 _USUAL_SIZES = (224, 128, 64, 32)
+
+VALIDATION_NAMES = ("validation", "val", "valid")
+# What people call the images that are not trained on; where one is missing another stands in for it.
+EVALUATION_NAMES = ("test", *VALIDATION_NAMES)
+SPLIT_NAMES = ("train", *EVALUATION_NAMES)
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,7 @@ def stamps(files: Sequence[Path], root: Path) -> list[list[Any]]:
     return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What the first bytes of an image say: its (width, height), and 1 or 3 channels."""
 
     size: tuple[int, int]
@@ -124,23 +125,16 @@ class Header:
 
 
 def read_header(row: Row) -> Header:
-    """Size and channels without decoding the image.
-
-    Raises:
-        UserError: it is missing or no image.
-    """
-    try:
-        with _opened(row) as image:
-            return Header(image.size, 1 if is_grey(image) else 3)
-    except Exception as error:
-        raise _unreadable(row, error) from error
+    """Size and channels without decoding the image; raises as `decode`."""
+    with _opened(row) as image:
+        return Header(image.size, 1 if is_grey(image) else 3)
 
 
 def usual_size(sizes: Sequence[tuple[int, int]]) -> int:
     """The side at which to store images of an unknown data set.
 
-    Theirs, if all are squares of one size; otherwise the largest of 224, 128, 64 and 32 that the shorter
-    sides reach in the median, and 32 for those that are smaller still.
+    Theirs, if all are squares of one size; otherwise the largest of 224, 128, 64 and 32 that the shorter sides reach
+    in the median, and 32 at least.
 
     Example:
         >>> usual_size([(28, 28), (28, 28)]), usual_size([(500, 375), (320, 240), (100, 80)])
@@ -155,38 +149,30 @@ def usual_size(sizes: Sequence[tuple[int, int]]) -> int:
 def plan(
     contents: Contents, spec: DatasetSpec | None, image_size: int | None, channels: int | None
 ) -> tuple[DatasetSpec | None, int, int]:
-    """Which known data set this is, if any, and the side and channels to store its images with.
+    """Which known data set this is, if any, and the side and channels to store its images with, where none are given.
 
-    Args:
-        contents: whose first images decide; of an unknown data set all of them.
-        spec: the known data set that it was asked for as, if it was.
-        image_size: the side, where it is given.
-        channels: likewise.
+    The first images decide; of an unknown data set all of them. `spec` is the known data set that was asked for.
     """
-    sample = _headers(itertools.islice(contents.rows(), SAMPLE))
-    native, sizes = max(header.channels for header in sample), [header.size for header in sample]
+    sizes, native = _shapes(itertools.islice(contents.rows(), SAMPLE))
     spec = spec or recognised(contents.part_of or contents.classes, channels=native, sizes=sizes)
     if spec is not None:
         return spec, image_size or spec.image_size, channels or spec.channels
     if image_size is None or channels is None:
-        headers = _headers(contents.rows())
-        image_size = image_size or usual_size([header.size for header in headers])
-        channels = channels or max(header.channels for header in headers)
-    return None, image_size, channels
+        sizes, native = _shapes(contents.rows())
+    return None, image_size or usual_size(sizes), channels or native
 
 
-def _headers(rows: Iterable[Row]) -> list[Header]:
-    """Of the rows whose images can be opened; the others are reported when they are decoded."""
-    found: list[Header] = []
-    first: UserError | None = None
+def _shapes(rows: Iterable[Row]) -> tuple[list[tuple[int, int]], int]:
+    """The sizes of the images that can be opened, and their channels; the others are reported when they are decoded."""
+    found, errors = list[Header](), list[UserError]()
     for row in rows:
         try:
             found.append(read_header(row))
         except UserError as error:
-            first = first or error
-    if not found and first is not None:
-        raise first
-    return found
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return [header.size for header in found], max(header.channels for header in found)
 
 
 def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
@@ -204,24 +190,69 @@ def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
         >>> decode(Row("red.png", buffer.getvalue(), 0), image_size=1, channels=3).tolist()
         [[[255, 0, 0]]]
     """
+    with _opened(row) as opened:
+        return plain_pixels(opened, channels=channels, size=image_size)
+
+
+@contextlib.contextmanager
+def _opened(row: Row) -> Iterator[Image.Image]:
+    """A row's image; what goes wrong with it is a `UserError`."""
     try:
-        with _opened(row) as opened:
-            return plain_pixels(opened, channels=channels, size=image_size)
-    except Exception as error:
-        raise _unreadable(row, error) from error
+        if row.content is None:
+            raise ValueError("nothing: the cell is empty")
+        with open_image(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content) as image:
+            yield image
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error and more.
+        reason = str(error) if row.content is None else fault_of(error, row.content)[0]
+        raise UserError(
+            f"{row.where}: expected an image that can be decoded, got {reason}. Replace it or take it out of the data."
+        ) from error
 
 
-def _opened(row: Row) -> Image.Image:
-    if row.content is None:
-        raise ValueError("nothing: the cell is empty")
-    return open_image(io.BytesIO(row.content) if isinstance(row.content, bytes) else row.content)
+def choose_splits(available: Sequence[str], wanted: str, *, where: str) -> tuple[str, ...]:
+    """The splits among `available` that answer to `wanted`, which may be ``"all"``.
+
+    Raises:
+        UserError: there is none.
+
+    Example:
+        >>> choose_splits(["train", "val"], "test", where="pets")
+        ('val',)
+        >>> choose_splits(["test", "train"], "all", where="pets")
+        ('train', 'test')
+    """
+    ordered = sorted(available, key=lambda name: (name != "train", name))
+    if wanted == "all" and ordered:
+        return tuple(ordered)
+    stand_ins = VALIDATION_NAMES if wanted == "test" else (*VALIDATION_NAMES, "test")
+    for name in (wanted, *(stand_ins if wanted in EVALUATION_NAMES else ())):
+        if name in available:
+            return (name,)
+    listed = ", ".join(map(repr, ordered)) or "none"
+    raise UserError(f"{where} has no split {wanted!r}; it has: {listed}. Ask for one of these, or for 'all'.")
 
 
-def _unreadable(row: Row, error: Exception) -> Exception:
-    # Pillow raises OSError, ValueError, SyntaxError, struct.error and more for damaged files.
-    if isinstance(error, MemoryError):
-        return error
-    reason = str(error) if row.content is None else fault_of(error, row.content)[0]
-    return UserError(
-        f"{row.where}: expected an image that can be decoded, got {reason}. Replace it or take it out of the data."
-    )
+def hold_out(count_total: int, held: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Split ``range(count_total)`` at random into `held` indices held out and the others kept.
+
+    The shuffle is `torch.randperm` with a generator of its own, so that a seed means the same split for ever.
+
+    Returns:
+        Two int64 arrays, of shapes (held,) and (count_total - held,).
+
+    Raises:
+        UserError: `held` is negative or more than there are.
+
+    Example:
+        >>> held, kept = hold_out(5, 2)
+        >>> len(held), sorted([*held.tolist(), *kept.tolist()])
+        (2, [0, 1, 2, 3, 4])
+    """
+    if not 0 <= held <= count_total:
+        raise UserError(f"expected between 0 and {count_total} images to hold out, got {held}.")
+    import torch
+
+    order = torch.randperm(count_total, generator=torch.Generator().manual_seed(seed)).numpy()
+    return order[:held].copy(), order[held:].copy()

@@ -1,7 +1,8 @@
-"""The known data sets, and how their class names are compared. A new data set is one entry in `DATASETS`."""
+"""What is known of published data sets beyond their files. A new data set is one entry in `DATASETS`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +17,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 
 RESTRICTED_IMAGENET: dict[str, tuple[int, int]] = {
-    "Dog": (151, 268),
-    "Cat": (281, 285),
-    "Frog": (30, 32),
-    "Turtle": (33, 37),
-    "Bird": (80, 100),
-    "Primate": (365, 382),
-    "Fish": (389, 397),
-    "Crab": (118, 121),
-    "Insect": (300, 319),
-}
+    "Dog": (151, 268), "Cat": (281, 285), "Frog": (30, 32), "Turtle": (33, 37), "Bird": (80, 100),
+    "Primate": (365, 382), "Fish": (389, 397), "Crab": (118, 121), "Insect": (300, 319),
+}  # fmt: skip
 """Restricted ImageNet, nine kinds of animals (Santurkar et al. 2019, Table 3), in the order of the labels. Of each the
 first and last of ImageNet's class indices, both included."""
 
@@ -39,18 +33,13 @@ class DatasetSpec:
         hub_id: its ``owner/name`` on the Hugging Face Hub; empty if it is not loaded from there.
         channels: 1 (grey) or 3 (RGB).
         image_size: the side in pixels at which its images are stored, and which networks for it take.
-        classes: human-readable names in label order.
-        mean, std: per-channel statistics for normalisation, in units of [0, 1].
+        classes: names in label order.
+        mean, std: of each channel, in units of [0, 1].
         licence: a short text.
         splits: what the files call the splits ``"train"`` and ``"test"``.
-        fixed_size: whether every image has exactly ``image_size`` as both sides; False for photographs of
-            any size.
+        fixed_size: whether every image has both sides of ``image_size``; False for photographs.
         hub_options: further arguments that `datasets.load_dataset` needs for it.
         normalisations: what published networks for it normalise by, and whose it is.
-
-    Example:
-        >>> DATASETS["cifar10"].classes[:3]
-        ('airplane', 'automobile', 'bird')
     """
 
     name: str
@@ -67,36 +56,26 @@ class DatasetSpec:
     normalisations: Mapping[str, Statistics] = field(default_factory=dict)
 
 
+_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
 _SPECS = (
     DatasetSpec(
-        name="cifar10",
-        hub_id="uoft-cs/cifar10",
-        channels=3,
-        image_size=32,
-        classes=(
-            "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-        ),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
+        name="cifar10", hub_id="uoft-cs/cifar10", channels=3, image_size=32,
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        mean=_CIFAR10_MEAN, std=_CIFAR10_STD,
         licence="not stated by its authors (cite Krizhevsky 2009)",
         splits={"train": "train", "test": "test"},
         normalisations={
-            "robustness": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-            "Rice 2020, Wong 2020, Gowal 2020 and others on RobustBench": (
-                (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616),
-            ),
-            "the statistics of its images": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+            "robustness": (_CIFAR10_MEAN, (0.2023, 0.1994, 0.2010)),
+            "Rice 2020, Wong 2020, Gowal 2020 and others on RobustBench": (_CIFAR10_MEAN, (0.2471, 0.2435, 0.2616)),
+            "the statistics of its images": (_CIFAR10_MEAN, _CIFAR10_STD),
             "none inside or outside": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         },
     ),
     DatasetSpec(
-        name="mnist",
-        hub_id="ylecun/mnist",
-        channels=1,
-        image_size=28,
+        name="mnist", hub_id="ylecun/mnist", channels=1, image_size=28,
         classes=tuple("0123456789"),
-        mean=(0.1307,),
-        std=(0.3081,),
+        mean=(0.1307,), std=(0.3081,),
         licence="MIT according to its Hub card (cite LeCun et al. 1998)",
         splits={"train": "train", "test": "test"},
         normalisations={
@@ -105,27 +84,19 @@ _SPECS = (
         },
     ),
     DatasetSpec(
-        name="imagenette",
-        hub_id="frgfm/imagenette",
-        channels=3,
-        image_size=224,
+        name="imagenette", hub_id="frgfm/imagenette", channels=3, image_size=224, fixed_size=False,
         classes=(
             "tench", "English springer", "cassette player", "chain saw", "church", "French horn",
             "garbage truck", "gas pump", "golf ball", "parachute",
         ),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=IMAGENET_MEAN, std=IMAGENET_STD,
         licence="Apache-2.0 (the selection); ImageNet's terms for the photographs",
         splits={"train": "train", "test": "validation"},
-        fixed_size=False,
         # The Hub's main branch holds a loading script, which `datasets` 4 no longer runs; this branch holds
         # the parquet files that the Hub made from its configuration "320px".
         hub_options={
             "revision": "refs/convert/parquet",
-            "data_files": {
-                "train": "320px/train/*.parquet",
-                "validation": "320px/validation/*.parquet",
-            },
+            "data_files": {name: f"320px/{name}/*.parquet" for name in ("train", "validation")},
         },
         normalisations={"ImageNet's": (IMAGENET_MEAN, IMAGENET_STD)},
     ),
@@ -158,18 +129,12 @@ _NOT_LOADED = (
 
 
 def find_spec(name: str) -> DatasetSpec:
-    """What is known of a data set that published networks were trained on.
-
-    Args:
-        name: one in `DATASETS`, or ``imagenet``, ``restricted-imagenet``, or one of the published pairs of domains.
-
-    Raises:
-        UnknownNameError: another name; the known ones are listed.
+    """What is known of a data set that published networks were trained on, be it one in `DATASETS` or not.
 
     Example:
-        >>> spec = find_spec("cifar10")
-        >>> spec.classes[0], spec.image_size, list(spec.normalisations)[0]
-        ('airplane', 32, 'robustness')
+        >>> spec = find_spec("imagenet")
+        >>> spec.image_size, list(spec.normalisations)
+        (224, ["ImageNet's"])
     """
     known = DATASETS | {spec.name: spec for spec in _NOT_LOADED}
     if name not in known:
@@ -180,12 +145,7 @@ def find_spec(name: str) -> DatasetSpec:
 
 
 def recognised(classes: Iterable[str], *, channels: int, sizes: Sequence[tuple[int, int]]) -> DatasetSpec | None:
-    """The known data set that has these class names (in any order and capitals), channels and image sizes.
-
-    Args:
-        classes: class names.
-        channels: 1 or 3, of the images as they are in the files.
-        sizes: (width, height) of some of the images.
+    """The known data set that has these class names (in any order and capitals), channels, and (width, height).
 
     Example:
         >>> recognised("9876543210", channels=1, sizes=[(28, 28)]).name
@@ -193,24 +153,23 @@ def recognised(classes: Iterable[str], *, channels: int, sizes: Sequence[tuple[i
         >>> recognised("9876543210", channels=3, sizes=[(32, 32)]) is None  # street-view house numbers
         True
     """
-    names = sorted(map(_comparable, classes))
+
+    def keys(names: Iterable[str]) -> list[str]:
+        return sorted(name_key(re.sub("[_-]", " ", name)) for name in names)
+
+    given = keys(classes)
     for spec in DATASETS.values():
-        if channels != spec.channels or names != sorted(map(_comparable, spec.classes)):
-            continue
-        native = (spec.image_size, spec.image_size)
-        if all(size == native if spec.fixed_size else min(size) >= spec.image_size for size in sizes):
-            return spec
+        if channels == spec.channels and given == keys(spec.classes):
+            side = spec.image_size
+            if all(size == (side, side) if spec.fixed_size else min(size) >= side for size in sizes):
+                return spec
     return None
 
 
 def described(spec: DatasetSpec | None, *, source: str, channels: int, part: bool = False) -> dict[str, Any]:
     """What `ImageData` says of a data set beside its images, labels and classes.
 
-    Args:
-        spec: the known data set that it is, if any.
-        source: the name of its folder or file, or its Hub id.
-        channels: of the images as they are stored.
-        part: whether it is only some classes of `spec`, so that it does not bear its name.
+    `spec` is the known data set that it is, if any; if it is only a `part` of its classes, it does not bear its name.
 
     Example:
         >>> described(None, source="owner/pets", channels=1)
@@ -226,18 +185,3 @@ def described(spec: DatasetSpec | None, *, source: str, channels: int, part: boo
     name = spec.name if spec and not part else source.rsplit("/")[-1]
     licence = spec.licence if spec else "not stated"
     return {"name": name, "licence": licence, "source": source, "mean": mean, "std": std}
-
-
-def positions_of(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
-    """The position in `classes` of each of these class names, whatever its capitals; None where there is none.
-
-    Example:
-        >>> positions_of(["Ship", "zebra"], ["cat", "ship"])
-        [1, None]
-    """
-    positions = {name_key(name): index for index, name in enumerate(classes)}
-    return [positions.get(name_key(name)) for name in names]
-
-
-def _comparable(name: str) -> str:
-    return name.lower().replace("_", " ").replace("-", " ").strip()

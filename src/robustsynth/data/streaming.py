@@ -1,6 +1,4 @@
-"""Data sets that are not decoded beforehand: parquet shards, which are read and decoded while a run goes on.
-
-    Source ─ stream_of ─ ImageStream ─ StreamBatches: the batches of an epoch
+"""Data sets that are decoded while a run goes on, from parquet shards: `ImageStream`, and its `StreamBatches`.
 
 An epoch's order is a pure function of the seed and the epoch: the shards are shuffled, what they hold is cut into
 substreams of equal length, and each substream is shuffled a block at a time. So a run resumes in mid-epoch by seeking:
@@ -60,7 +58,7 @@ class ImageStream(ImageData):
 
     @property
     def image_size(self) -> int:
-        """The side that images are decoded to."""
+        """Side that images are decoded to."""
         return self.images.shape[1]
 
     @property
@@ -70,35 +68,27 @@ class ImageStream(ImageData):
 
     def data(self, places: np.ndarray, *, image_size: int | None = None) -> ImageData:
         """The images at rising `places`, decoded. Files without any of them are not read."""
-        side = image_size or self.image_size
+        side, first = image_size or self.image_size, 0
         images = np.empty((len(places), side, side, self.channels), dtype=np.uint8)
-        at = first = 0
         for piece in self.pieces:
-            wanted = places[(places >= first) & (places < first + len(piece))] - first
-            if len(wanted):
-                chosen = set(wanted.tolist())
-                rows = parquet_rows(piece.file, self.columns, 0, int(wanted[-1]) + 1)
-                for number, row in enumerate(rows):
-                    if number in chosen:
-                        images[at] = decode(row, image_size=side, channels=self.channels)
-                        at += 1
+            wanted = {p - first: at for at, p in enumerate(places.tolist()) if first <= p < first + len(piece)}
+            if wanted:
+                for number, row in enumerate(parquet_rows(piece.file, self.columns, 0, max(wanted) + 1)):
+                    if number in wanted:
+                        images[wanted[number]] = decode(row, image_size=side, channels=self.channels)
             first += len(piece)
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(ImageData)}
         return ImageData(**(facts | {"images": images, "labels": self.labels[places]}))
 
-    def without(self, count: int) -> tuple[Piece, ...]:
+    def without(self, count: int) -> list[Piece]:
         """The pieces but for the first `count` rows."""
-        return tuple(_cut(self.pieces, count, len(self)))
+        return _cut(self.pieces, count, len(self))
 
 
 def stream_of(source: Source, *, image_size: int | None = None) -> ImageStream:
-    """The shards of a source that has some; no image is decoded.
+    """A source's shards, undecoded: of each the footer and the labels are read, of the first also some images' headers.
 
-    Of each shard the footer and the column of labels are read, of the first also the headers of a few images.
-
-    Args:
-        source: as a reader gives it.
-        image_size: side to decode to; by default a known data set's own, else `usual_size` of the first images.
+    The images are decoded to `image_size`; by default to a known data set's own, else `usual_size` of the first images.
 
     Raises:
         UserError: it is not kept as parquet files, or labels are missing or out of range.
@@ -127,12 +117,7 @@ def stream_of(source: Source, *, image_size: int | None = None) -> ImageStream:
 
 
 def substream(pieces: Sequence[Piece], *, seed: int, epoch: int, count: int, number: int) -> list[Piece]:
-    """What substream `number` of `count` reads in an epoch: its run of the shuffled shards, as long as every other's.
-
-    Example:
-        >>> substream([Piece("a", 0, 5), Piece("b", 0, 5)], seed=0, epoch=0, count=2, number=1)
-        [Piece(file='a', start=0, stop=5)]
-    """
+    """What substream `number` of `count` reads in an epoch: a part of the shuffled shards, as long as every other's."""
     order = torch.randperm(len(pieces), generator=generator(seed, SHARDS, epoch)).tolist()
     length = sum(map(len, pieces)) // count
     return _cut([pieces[i] for i in order], number * length, (number + 1) * length)
@@ -152,10 +137,7 @@ def _cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
 def shuffled_rows(
     pieces: Sequence[Piece], columns: Columns, *, block: int, key: Sequence[int], first: int
 ) -> Iterator[Row]:
-    """The rows of pieces from number `first` on, shuffled within blocks of `block`.
-
-    The order of a block is drawn by a generator of `key` and the block's number.
-    """
+    """The rows of pieces from number `first` on, shuffled within blocks of `block` by a generator of `key` for each."""
     number = first // block
     left = _cut(pieces, number * block, sum(map(len, pieces)))
     parts = (parquet_rows(piece.file, columns, piece.start, piece.stop) for piece in left)
@@ -169,47 +151,35 @@ def shuffled_rows(
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands for a batch that could not be read; raised by a decoder, an error would come with its traceback's text."""
+    """A batch that could not be read; an error that a decoder raised would have its traceback in the message."""
 
     reason: str
 
 
+@dataclass(eq=False)
 class StreamBatches(IterableDataset["tuple[np.ndarray, np.ndarray] | Failed"]):
     """The decoded rows of some substreams, a step at a time: images (parts, substreams, each, H, W, C) and labels.
 
-    What cannot be read ends them with a `Failed`.
+    What cannot be read ends them with a `Failed`. A `torch.utils.data.DataLoader` splits the substreams among its
+    workers; worker after worker, what they give for a step is to be put together along the substreams.
 
-    A `torch.utils.data.DataLoader` splits the substreams among its workers; worker after worker, what they give for a
-    step is to be put together along the substreams.
-
-    Args:
-        stream: its columns, sides and classes.
-        pieces: what is trained on.
-        seed: of the run.
-        epoch: number of the epoch.
-        first: steps of it that are done.
+    Attributes:
+        pieces: what is trained on, of the `stream`.
+        first: steps of the `epoch` that are done.
         substreams: how many there are in all.
         mine: the numbers of those wanted.
-        each: rows of each substream in each part of a batch.
-        parts: parts of a batch.
+        each: rows of each substream in each of the `parts` of a batch.
     """
 
-    def __init__(
-        self,
-        stream: ImageStream,
-        pieces: Sequence[Piece],
-        *,
-        seed: int,
-        epoch: int,
-        first: int,
-        substreams: int,
-        mine: Sequence[int],
-        each: int,
-        parts: int,
-    ) -> None:
-        self.columns, self.size, self.channels = stream.columns, stream.image_size, stream.channels
-        self.pieces, self.seed, self.epoch, self.first = tuple(pieces), seed, epoch, first
-        self.substreams, self.mine, self.each, self.parts = substreams, list(mine), each, parts
+    stream: ImageStream
+    pieces: Sequence[Piece]
+    seed: int
+    epoch: int
+    first: int
+    substreams: int
+    mine: Sequence[int]
+    each: int
+    parts: int
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray] | Failed]:
         try:
@@ -224,17 +194,19 @@ class StreamBatches(IterableDataset["tuple[np.ndarray, np.ndarray] | Failed"]):
         worker = get_worker_info()
         mine = self.mine if worker is None else np.array_split(self.mine, worker.num_workers)[worker.id].tolist()
         rows = [self._rows(number) for number in mine]
+        side, channels = self.stream.image_size, self.stream.channels
         for _ in range(self.first, sum(map(len, self.pieces)) // (self.parts * self.each * self.substreams)):
-            images = np.empty((self.parts, len(mine), self.each, self.size, self.size, self.channels), dtype=np.uint8)
+            images = np.empty((self.parts, len(mine), self.each, side, side, channels), dtype=np.uint8)
             labels = np.empty(images.shape[:3], dtype=np.int64)
             for place in np.ndindex(labels.shape):
                 row = next(rows[place[1]])
-                images[place] = decode(row, image_size=self.size, channels=self.channels)
+                images[place] = decode(row, image_size=side, channels=channels)
                 labels[place] = row.label
             yield images, labels
 
     def _rows(self, number: int) -> Iterator[Row]:
         pieces = substream(self.pieces, seed=self.seed, epoch=self.epoch, count=self.substreams, number=number)
         block, key = max(1, BUFFER // self.substreams), (self.seed, BLOCKS, self.epoch, number)
-        first = self.first * self.parts * self.each
-        return shuffled_rows(pieces, self.columns, block=block, key=key, first=first)
+        return shuffled_rows(
+            pieces, self.stream.columns, block=block, key=key, first=self.first * self.parts * self.each
+        )

@@ -1,8 +1,8 @@
-"""Clean accuracy and accuracy under an attack, with confidence intervals; in memory, or in a folder, to go on from.
+"""Clean accuracy and accuracy under an attack, with confidence intervals; in memory, or in a folder that is continued.
 
-The folder of a run holds ``settings.json`` (what is measured) and a file for each batch, rewritten whole after each
-attempt. A figure does not depend on interruptions or on the number of processes, which take every n-th batch. Each
-image has random numbers of its own; AutoAttack alone draws them for a whole batch, from the seed and its first image.
+The folder of a run holds ``settings.json`` (what is measured) and a file for each batch, rewritten after each attempt.
+A figure does not depend on interruptions or on the number of processes, which take every n-th batch. Each image has
+random numbers of its own; AutoAttack alone draws them for each batch, from the seed and its first image.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def evaluate_accuracy(
     seed: int = 0,
     precision: str | None = None,
     batch_size: int | None = None,
-    on_images: Callable[[int], object] | None = None,
+    on_images: Callable[[float], object] | None = None,
     attack: str = "pgd",
     restarts: int = 1,
     steps: int | None = None,
@@ -77,25 +77,17 @@ def evaluate_accuracy(
 ) -> list[Accuracy]:
     """Clean accuracy and accuracy under PGD-20, or APGD, for each radius.
 
-    An image counts under attack only if it is correct clean and after every attempt: PGD from the image itself and from
-    `restarts` random starts; APGD on the cross-entropy from `restarts` random starts, then (with three or more
-    classes) on the difference of logits ratio. The attack's gradients may be computed in reduced precision where that
-    is faster; what counts as correct is always decided in float32.
+    An image counts under attack only if it is correct clean and after every attempt of a
+    `robustsynth.evaluation.attacks.GradientAttack`. The attack's gradients may be computed in reduced precision where
+    that is faster; what counts as correct is always decided in float32.
 
     Args:
-        model: a classifier.
         images: uint8 (N, H, W, C); a memory map is read a batch at a time.
         labels: (N,) integers.
-        norm: one of `robustsynth.constraints.NORMS`; APGD knows ``l2`` and ``linf`` alone.
         eps: radii in pixel units of images in [0, 1].
-        seed: of the random starts, of which each image has its own, whatever others are evaluated.
-        precision: of the attack's gradients; measured where None.
-        batch_size: images a batch; measured where None.
         on_images: called with the number of images done since the last time, a fraction where attempts are under way.
-        attack: ``pgd`` or ``apgd``.
-        restarts: random starts, 1 or more.
-        steps: of each attempt; 20 for PGD, each 2.5·ε/steps long, and 100 for APGD where None.
         indices: which images to evaluate; all where None.
+        attack, norm, seed, precision, batch_size, restarts, steps: as for `GradientAttack`.
 
     Returns:
         The clean accuracy, with eps 0, then one for each radius.
@@ -107,24 +99,15 @@ def evaluate_accuracy(
     chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
     check_fit(model, images, labels, chosen)
     given: dict[str, Any] = {"norm": norm, "seed": seed, "precision": precision, "batch_size": batch_size}
-    given |= {"restarts": restarts, "steps": steps}
     radii = [radius for radius in dict.fromkeys(eps) if radius != 0] or [0.0]
-    attacks = [GradientAttack(model, attack, eps=radius, **given) for radius in radii]
-    advance = None if on_images is None else lambda count: on_images(count / len(attacks))
+    attacks = [GradientAttack(model, attack, eps=r, restarts=restarts, steps=steps, **given) for r in radii]
+    advance = on_images and (lambda count: on_images(count / len(attacks)))
     results = [EvaluationRun(each, images, labels, chosen, keep=False).run(on_images=advance) for each in attacks]
-    clean = Accuracy(0.0, results[0].clean, len(chosen))
-    return [clean, *(result.robust for result in results if result.eps)]
+    return [results[0].unattacked, *(result.robust for result in results if result.eps)]
 
 
 def drawn(count: int, num: int | None, seed: int) -> np.ndarray:
-    """The numbers of `num` of `count` images in a random order; of all where `num` is None or more.
-
-    A larger `num` only adds to a smaller one, and any beginning of it is a fair sample, whatever order the data has.
-
-    Example:
-        >>> drawn(10, 3, 0).tolist() == drawn(10, 5, 0).tolist()[:3]
-        True
-    """
+    """`num` of `count` images' numbers at random, all where None; a larger `num` adds to a smaller one."""
     return np.random.default_rng(seed).permutation(count)[:num]
 
 
@@ -151,14 +134,14 @@ def as_batch(model: Classifier, images: np.ndarray, labels: np.ndarray, chosen: 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What is known of a run.
+    """The figures of a run, as far as it is.
 
     Attributes:
         eps: the radius.
         wanted: images asked for.
         done: images through all attempts.
         clean: of those, correct without an attack.
-        left: of those, correct after each attempt and the ones before it, in their order.
+        left: of those, correct after each attempt and all before it, in order.
         warnings: what the attack warns of, such as gradients of zero.
     """
 
@@ -175,6 +158,11 @@ class EvaluationResult:
         return self.done == self.wanted
 
     @property
+    def unattacked(self) -> Accuracy:
+        """What is correct without an attack."""
+        return Accuracy(0.0, self.clean, self.done)
+
+    @property
     def robust(self) -> Accuracy:
         """What is correct after all attempts."""
         return Accuracy(self.eps, min([self.clean, *self.left.values()]), self.done)
@@ -185,13 +173,12 @@ class EvaluationRun:
 
     Args:
         attack: such as `GradientAttack` or `robustsynth.evaluation.auto_attack.AutoAttack`.
-        images: uint8 (N, H, W, C), such as a memory map, of which a batch is read at a time.
-        labels: (N,) integers.
+        images, labels: as for `evaluate_accuracy`.
         order: the numbers of the images to evaluate, in the order in which it is done.
-        folder: to keep what is done in, so that another run goes on from it; where None, one in the cache that is named
-            by model, data and settings.
+        folder: where results are kept, so that another run continues it; where None, one in the cache that is named by
+            model, data and settings.
         overwrite: replace what the folder holds of another run.
-        keep: False to keep what is done in memory alone.
+        keep: False to keep results in memory alone.
 
     Raises:
         UserError: images or labels that do not fit the model, or a folder that holds something else.
@@ -213,37 +200,35 @@ class EvaluationRun:
         size = attack.batch_size
         self.batches = [order[i : i + size] for i in range(0, len(order), size)]
         self.rows: dict[int, dict[str, Any]] = {}
-        self.folder: Path | None = None
+        self.run_folder: RunFolder | None = None
         if not keep:
             return
         record = {"model": fingerprint(attack.model), "data": data_fingerprint(images, labels)} | attack.record()
         if folder is None:
             key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
             folder = cache_folder("auto-attack" if "attacks" in record else "evaluation", key)
-        self.folder = RunFolder.path_of(folder)
-        found = [path.name for path in self.folder.glob("batch-*-of-*.json")]
-        # What 0.1.0 has found for the same record is gone on from.
-        strangers = [] if _read_json(self.folder / RECORD_OF_0_1_0) == record else found
-        self.kept = RunFolder(
-            self.folder,
+        out = RunFolder.path_of(folder)
+        found = [path.name for path in out.glob("batch-*-of-*.json")]
+        self.run_folder = RunFolder(
+            out,
             {"task": "evaluate"} | record,
             overwrite=overwrite,
             files=lambda _: [*found, RECORD_OF_0_1_0],
-            new_files=strangers,
+            # What 0.1.0 has found for the same record is continued.
+            new_files=[] if _read_json(out / RECORD_OF_0_1_0) == record else found,
         )
 
     def run(self, *, workers: Workers = ALONE, on_images: Callable[[float], object] | None = None) -> EvaluationResult:
-        """Do what is missing of this process's share, wait for the others, and say what is known.
+        """Do what is missing of this process's share, wait for the others, and return the result.
 
-        An interruption loses the attempt that is under way, on one batch; the same call goes on.
+        An interruption loses the attempt that is under way, on one batch; the same call continues.
 
         Args:
             workers: the processes; within their `joined`.
-            on_images: called with the number of images done since the last time, a fraction where attempts are under
-                way, and with those that were there already.
+            on_images: as for `evaluate_accuracy`; called for images that were done before, too.
         """
-        if self.folder is not None and workers.first:
-            self.kept.begin()
+        if self.run_folder is not None and workers.first:
+            self.run_folder.begin()
         workers.wait()
         for index in workers.share(range(len(self.batches))):
             self._batch(index, on_images or (lambda count: None))
@@ -251,68 +236,70 @@ class EvaluationRun:
         return self.result()
 
     def result(self) -> EvaluationResult:
-        """What is known by now, of whole batches alone."""
-        known = [row for index in range(len(self.batches)) if self._whole(row := self._read(index))]
+        """The figures by now, of complete batches alone."""
+        rows = [row for index in range(len(self.batches)) if self._complete(row := self._read(index))]
         attempts = self.attack.attempts
         return EvaluationResult(
             eps=self.attack.ball.eps,
             wanted=len(self.order),
-            done=sum(len(row["images"]) for row in known),
-            clean=sum(sum(row["clean"]) for row in known),
-            left={name: sum(sum(row["left"].get(name, _last(row))) for row in known) for name in attempts},
-            warnings=tuple(dict.fromkeys(text for row in known for text in row["warnings"])),
+            done=sum(len(row["images"]) for row in rows),
+            clean=sum(sum(row["clean"]) for row in rows),
+            left={name: sum(sum(row["left"].get(name, _last(row))) for row in rows) for name in attempts},
+            warnings=tuple(dict.fromkeys(text for row in rows for text in row["warnings"])),
         )
 
     def _batch(self, index: int, on_images: Callable[[float], object]) -> None:
         numbers, row, attack = self.batches[index], self._read(index), self.attack
-        progress = _Progress(attack, len(numbers), on_images)
-        if not self._whole(row):
+        progress = _Progress(len(numbers), on_images)
+        if not self._complete(row):
             images, labels = as_batch(attack.model, self.images, self.labels, numbers)
             if not row:
                 clean = attack.correct(images, labels).tolist()
                 row = {"images": numbers.tolist(), "clean": clean, "left": {}, "warnings": []}
                 self._write(index, row)
             seed = int(np.random.SeedSequence([attack.seed, int(numbers[0])]).generate_state(1)[0])
-            for attempt in attack.attempts:
-                held = np.array(_last(row))
-                if not held.any():
+            work = np.cumsum([attack.cost(attempt) for attempt in attack.attempts])
+            for attempt, done in zip(attack.attempts, work, strict=True):
+                correct = np.array(_last(row))
+                if not correct.any():
                     break
                 if attempt not in row["left"]:
-                    # Who has fallen stays fallen, so that only survivors need the next attempt.
-                    who = torch.from_numpy(held).to(images.device)
+                    attack.on_pass = progress.in_passes(done / work[-1], attack.passes(attempt))
+                    # An image that an attempt has changed the class of needs no other.
+                    tried = torch.from_numpy(correct).to(images.device)
                     survived, warnings = attack.survivors(
-                        attempt, images[who], labels[who], numbers=numbers[held].tolist(), seed=seed
+                        attempt, images[tried], labels[tried], numbers=numbers[correct].tolist(), seed=seed
                     )
-                    held[held] = survived.cpu().numpy()
-                    row["left"][attempt] = held.tolist()
+                    correct[correct] = survived.cpu().numpy()
+                    row["left"][attempt] = correct.tolist()
                     row["warnings"] += [text for text in warnings if text not in row["warnings"]]
                     self._write(index, row)
-                progress.finish(attempt)
-        progress.finish(None)
+                progress.reach(done / work[-1])
+        progress.reach(1)
 
     def _read(self, index: int) -> dict[str, Any]:
         """What is known of a batch; nothing where a file is missing or damaged, which costs its work again."""
-        if self.folder is None:
+        if self.run_folder is None:
             return self.rows.get(index, {})
         images = self.batches[index].tolist()
         with contextlib.suppress(KeyError, TypeError, AttributeError):
-            row = _read_json(self._path(self.folder, index))
+            row = _read_json(self.run_folder.out / self._file(index))
             lists = [row["clean"], *row["left"].values()]
             if row["images"] == images and all(len(each) == len(images) for each in lists):
                 return row
         return {}
 
     def _write(self, index: int, row: dict[str, Any]) -> None:
-        if self.folder is None:
+        if self.run_folder is None:
             self.rows[index] = row
         else:
-            write_json(self._path(self.folder, index), row)
+            write_json(self.run_folder.out / self._file(index), row)
 
-    def _path(self, folder: Path, index: int) -> Path:
+    def _file(self, index: int) -> str:
         # The number of images in the name: a larger run must not take a smaller one's last batch for its own.
-        return folder / f"batch-{index:06d}-of-{len(self.batches[index])}.json"
+        return f"batch-{index:06d}-of-{len(self.batches[index])}.json"
 
-    def _whole(self, row: Mapping[str, Any]) -> bool:
+    def _complete(self, row: Mapping[str, Any]) -> bool:
         return bool(row) and (set(self.attack.attempts) == set(row["left"]) or not any(_last(row)))
 
 
@@ -325,37 +312,26 @@ def _read_json(path: Path) -> Any:
 
 
 def _last(row: Mapping[str, Any]) -> list[bool]:
-    """Who is left after the last attempt that is known."""
+    """Which images are correct after the last attempt that is known."""
     return list(row["left"].values())[-1] if row["left"] else row["clean"]
 
 
 class _Progress:
-    """How far a batch is, in images: each attempt counts as many as the work that it takes."""
+    """Reports how far a batch of images is, as a number of images."""
 
-    def __init__(self, attack: Attack, images: int, on_images: Callable[[float], object]) -> None:
-        self.attack, self.images, self.on_images = attack, images, on_images
-        work = [attack.cost(name) for name in attack.attempts]
-        # Where each attempt begins and ends.
-        self.marks = [images * sum(work[:place]) / sum(work) for place in range(len(work) + 1)] if work else [0.0]
-        self.place, self.passed, self.reported = 0, 0, 0.0
-        attack.on_pass = self._pass
+    def __init__(self, images: int, on_images: Callable[[float], object]) -> None:
+        self.images, self.on_images, self.share = images, on_images, 0.0
 
-    def finish(self, attempt: str | None) -> None:
-        """An attempt is through; the whole batch where None."""
-        self.passed = 0
-        if attempt is not None:
-            self.place = self.attack.attempts.index(attempt) + 1
-        self._report(self.images if attempt is None else self.marks[self.place])
+    def reach(self, share: float) -> None:
+        """Report that this share of the batch's work is done."""
+        if share > self.share:
+            self.on_images(self.images * (share - self.share))
+            self.share = share
 
-    def _pass(self) -> None:
-        self.passed += 1
-        share = min(1.0, self.passed / self.attack.passes(self.attack.attempts[self.place]))
-        self._report(self.marks[self.place] + share * (self.marks[self.place + 1] - self.marks[self.place]))
-
-    def _report(self, now: float) -> None:
-        if now > self.reported:
-            self.on_images(now - self.reported)
-            self.reported = now
+    def in_passes(self, share: float, passes: int) -> Callable[[], None]:
+        """What is to be called at each of so many passes, until `share` is reached."""
+        shares = iter(np.linspace(self.share, share, passes + 1)[1:].tolist())
+        return lambda: self.reach(next(shares, share))
 
 
 def fingerprint(model: Classifier) -> str:

@@ -2,8 +2,8 @@
 
 APGD is that of Croce & Hein, *Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
 attacks*, ICML 2020, Algorithm 1 and Equation 6: gradient ascent that finds its own step size, image by image. It is not
-the loop of `robustsynth.loop`, because each image has its own step size, a momentum, and goes back to its best iterate.
-Figures to stand beside others' come from its authors' package (`robustsynth.evaluation.auto_attack`).
+the loop of `robustsynth.loop`, because each image has its own step size, a momentum, and returns to its best iterate.
+For figures that are compared with others', take its authors' package (`robustsynth.evaluation.auto_attack`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 import robustsynth
 from robustsynth.constraints import Ball, ball
 from robustsynth.errors import UnknownNameError, UserError
-from robustsynth.loop import NonFiniteError, Problem, Step, check_images, pgd_steps
+from robustsynth.loop import NonFiniteError, Problem, check_images, pgd
 from robustsynth.models.classifier import Classifier
 from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import generator
@@ -37,19 +37,14 @@ NEW_SHARE = 0.75
 
 
 class Attack(ABC):
-    """What an image has to survive: attempts by name, one after the other, in one ball around it.
-
-    Args:
-        model: the classifier.
-        attacked_ball: that an attacked image stays in.
-        seed: of all random numbers.
-        precision: that the attack sees the classifier in.
-        batch_size: images a batch.
+    """Attempts to change an image's class, by name, one after the other, in one ball around it.
 
     Attributes:
+        precision: of the classifier under attack.
+        batch_size: images a batch.
         exact: the classifier frozen in float32, which decides what is correct.
         attempts: their names, in order.
-        titles: of the attempts whose survivors are worth a row of their own, how people write them.
+        titles: of the attempts whose survivors have a row of their own, how people write them.
         name: of the attack, for people.
         on_pass: called at each step, or forward pass, of an attempt.
     """
@@ -63,7 +58,7 @@ class Attack(ABC):
         self.exact = model.frozen(precision="float32", batch_size=batch_size)
         self.attempts: Sequence[str] = ()
         self.name = ""
-        self.on_pass: Callable[[], object] | None = None
+        self.on_pass: Callable[[], object] = lambda: None
 
     def correct(self, images: Tensor, labels: Tensor) -> Tensor:
         """Which images are classified correctly in float32, (N,) booleans."""
@@ -71,18 +66,13 @@ class Attack(ABC):
             return self.exact(images).argmax(1) == labels
 
     def record(self) -> dict[str, Any]:
-        """What the figures depend on beside the model and the data, for the folder of a run."""
-        return {
-            "norm": self.ball.name,
-            "eps": self.ball.eps,
-            "seed": self.seed,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-        }
+        """What the figures depend on besides the model and the data."""
+        where = {"norm": self.ball.name, "eps": self.ball.eps}
+        return where | {"seed": self.seed, "precision": self.precision, "batch_size": self.batch_size}
 
     @abstractmethod
     def describe(self) -> str:
-        """How the attack is done, for a model's card."""
+        """The attack in words, for a model's card."""
 
     @abstractmethod
     def survivors(
@@ -110,15 +100,15 @@ class Attack(ABC):
 class GradientAttack(Attack):
     """PGD from the image itself and from random starts; or APGD from random starts, on each of its losses.
 
-    APGD maximises the cross-entropy, then, with three or more classes, the difference of logits ratio: with two the
-    ratio has no third logit, and the cross-entropy alone says everything.
+    APGD maximises the cross-entropy, then, with three or more classes, the difference of logits ratio, which needs a
+    third logit.
 
     Args:
         model: the classifier.
         attack: ``pgd`` or ``apgd``.
-        norm: of the ball; APGD knows ``l2`` and ``linf``.
+        norm: of the ball, one of `robustsynth.constraints.NORMS`; APGD knows ``l2`` and ``linf`` alone.
         eps: its radius in pixel units; at 0 there is nothing to attempt.
-        seed: of the random starts, of which each image has its own.
+        seed: of the random starts, of which each image has its own, whatever others are attacked.
         restarts: random starts, 1 or more.
         steps: of each attempt, see `STEPS`; those of PGD are 2.5·eps/steps long.
         precision: of the gradients; measured where None.
@@ -188,75 +178,26 @@ class GradientAttack(Attack):
             ) from None
 
     def attacked(self, attempt: str, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Tensor:
-        """The images (N, C, H, W) that an attempt ends with.
-
-        Raises:
-            NonFiniteError: an image met a NaN or an infinity.
-        """
+        """The images (N, C, H, W) that an attempt ends with."""
         loss, restart = attempt.split(" ")
         start = images
         if restart != "image":
             start = self.ball.random_start(images, [generator(self.seed, number, int(restart)) for number in numbers])
-        given: dict[str, Any] = {"constraint": self.ball, "steps": self.steps, "start": start, "on_pass": self.on_pass}
         if self.attack == "apgd":
-            return apgd(self.frozen, images, labels, loss=loss, **given)
-        last = pgd_attack(self.frozen, images, labels, **given)
-        if last.failures:
-            raise NonFiniteError(last.images, last.failures)
-        return last.images
-
-
-def pgd_attack(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    constraint: Ball,
-    steps: int = 20,
-    step_size: float | None = None,
-    start: Tensor | None = None,
-    on_pass: Callable[[], object] | None = None,
-) -> Step:
-    """The last step of PGD (Madry et al. 2018): its `images`, and which `failures` met a NaN or an infinity.
-
-    Args:
-        network: images (N, C, H, W) to logits (N, K).
-        images: (N, C, H, W) in [0, 1], which the constraint is centred on.
-        labels: (N,) integers.
-        constraint: the ball.
-        steps: how many.
-        step_size: their length; 2.5·eps/steps where None.
-        start: where to begin, such as at random; `images` where None.
-        on_pass: called at each step.
-
-    Example:
-        >>> dark = lambda x: torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 2.0)], 1)
-        >>> last = pgd_attack(dark, torch.full((1, 1, 2, 2), 0.6), torch.tensor([0]), constraint=ball("linf", 0.2))
-        >>> round(last.images.max().item(), 4)
-        0.4
-    """
-    start = images if start is None else start
-    problem = Problem(start, Untargeted(network, labels), constraint, center=images)
-    length = step_size or 2.5 * constraint.eps / steps
-    step = Step(0, images, labels)
-    for step in pgd_steps(problem, step_size=length, steps=steps, score_last=False):
-        if on_pass is not None and step.index < steps:
-            on_pass()
-    return step
+            given: dict[str, Any] = {"constraint": self.ball, "steps": self.steps, "start": start, "loss": loss}
+            return apgd(self.frozen, images, labels, on_pass=self.on_pass, **given)
+        problem = Problem(start, Untargeted(self.frozen, labels), self.ball, center=images)
+        length = 2.5 * self.ball.eps / self.steps
+        return pgd(problem, step_size=length, steps=self.steps, use_best=False, on_step=lambda _: self.on_pass())
 
 
 def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
-    """The difference of logits ratio, −(z_y − max z_other) / (z_1st − z_3rd) (Equation 6): above 0 where it errs.
+    """The difference of logits ratio (N,), −(z_y − max z_other) / (z_1st − z_3rd) (Equation 6): above 0 where it errs.
 
-    Unlike the cross-entropy it does not change when the logits are scaled, so that a classifier whose softmax
-    saturates cannot hide behind it.
-
-    Args:
-        logits: (N, K), K of 3 or more.
-        labels: (N,).
+    Unlike the cross-entropy it does not change when the logits (N, K) are scaled, as by a softmax that saturates.
 
     Raises:
-        UserError: fewer than three classes.
+        UserError: K is below 3.
 
     Example:
         >>> logit_ratio(torch.tensor([[4.0, 2.0, 0.0], [2.0, 4.0, 0.0]]), torch.tensor([0, 0])).tolist()
@@ -264,10 +205,14 @@ def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.shape[1] < 3:
         raise UserError(f"expected 3 or more classes for the dlr loss, got {logits.shape[1]}; use ce")
-    first, second, third = logits.topk(3, dim=1).values.unbind(1)
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    rival = torch.where(logits.argmax(1) == labels, second, first)
-    return -(own - rival) / (first - third + 1e-12)
+    first, _, third = logits.topk(3, dim=1).values.unbind(1)
+    return -_margin(logits, labels) / (first - third + 1e-12)
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less the largest other; below 0 where the network errs."""
+    others = logits.scatter(1, labels[:, None], float("-inf")).max(1).values
+    return logits.gather(1, labels[:, None]).squeeze(1) - others
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -300,7 +245,7 @@ def apgd(
     loss: str = "ce",
     steps: int = 100,
     start: Tensor | None = None,
-    on_pass: Callable[[], object] | None = None,
+    on_pass: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Images that `network` errs on where such were met, the images of highest loss elsewhere.
 
@@ -317,7 +262,7 @@ def apgd(
     Raises:
         UnknownNameError: no such loss.
         UserError: a norm that APGD is not made for, ``dlr`` with fewer than three classes, or steps below 1.
-        NonFiniteError: an image met a NaN or an infinity.
+        NonFiniteError: a loss or a gradient is not finite.
 
     Example:
         >>> bright = lambda x: torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 2.0)], 1)
@@ -348,9 +293,8 @@ def apgd(
             z = constraint.project(x + NEW_SHARE * (z - x) + (1 - NEW_SHARE) * (x - previous), images)
         previous, x, before = x, z, value
         value, grad, correct_now = _loss_and_gradient(network, x, labels, LOSSES[loss], index)
-        if on_pass is not None:
-            on_pass()
-        # The first iterate that it errs on is kept, so that it makes no difference for how long others go on.
+        on_pass()
+        # The first iterate that the network errs on is kept, however long other images are attacked.
         found = torch.where(_by_image(correct & ~correct_now), x, found)
         correct = correct & correct_now
         rises = rises + (value > before)
@@ -399,14 +343,11 @@ def random_squares(
     """The images (N, C, H, W) with the smallest margin of their label that a random search met.
 
     Each query moves a square of random place and colour by up to twice the radius and projects; squares shrink from
-    half of the image to a pixel. It is not the Square attack, whose figures come from its authors' package.
+    half of the image to a pixel. It is not the Square attack, which its authors' package has.
 
     Args:
-        network: images (N, C, H, W) to logits (N, K).
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) integers.
-        constraint: the ball.
-        numbers: of the images; each draws from a generator of its own.
+        network, images, labels, constraint: as for `apgd`.
+        numbers: of the images, each of which has a generator of its own.
         seed: of the generators.
         queries: forward passes.
 
@@ -417,8 +358,13 @@ def random_squares(
         >>> bool(found.sum() < 8)
         True
     """
+
+    @torch.no_grad()
+    def margins(images: Tensor) -> Tensor:
+        return _margin(network(images), labels)
+
     generators = [generator(seed, number, 1) for number in numbers]
-    best, best_margin = images, _margin(network, images, labels)
+    best, best_margin = images, margins(images)
     side = min(images.shape[2:])
     for query in range(queries):
         edge = max(round(side * 0.5 * (1 - query / queries) ** 2), 1)
@@ -426,9 +372,9 @@ def random_squares(
         # A square of four channels is then two radii long, one of a single channel at least one, however small it is.
         height = constraint.eps * (2.0 / constraint.scale(4 * edge**2))
         moved = constraint.project(best + height * square, images)
-        margin = _margin(network, moved, labels)
+        margin = margins(moved)
         better = (margin < best_margin) & (best_margin >= 0)
-        best = torch.where(better.view(-1, 1, 1, 1), moved, best)
+        best = torch.where(_by_image(better), moved, best)
         best_margin = torch.where(better, margin, best_margin)
     return best
 
@@ -441,12 +387,3 @@ def _square(draw: torch.Generator, shape: Sequence[int], edge: int) -> Tensor:
     sign = 2.0 * torch.randint(2, (channels, 1, 1), generator=draw) - 1.0
     result[:, top : top + edge, left : left + edge] = sign
     return result
-
-
-def _margin(network: Network, images: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the largest other; below 0 where the network errs."""
-    with torch.no_grad():
-        logits = network(images).clone()
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], float("-inf")).amax(1, keepdim=True)
-    return (own - others).squeeze(1)

@@ -46,15 +46,15 @@ def load_package() -> Any:
 
 
 def package_version() -> str:
-    """Such as ``pyautoattack 0.2.0``, for records."""
+    """The package and its version, for records."""
     return f"pyautoattack {importlib.metadata.version('pyautoattack')}"
 
 
 def attacks_for(classes: int) -> tuple[str, ...]:
     """The standard version's attacks, as far as a number of classes allows them.
 
-    The targeted difference of logits ratio needs a fourth logit, the untargeted one a third. With two classes nothing
-    is lost without them: every loss then grows with the one difference of logits that there is.
+    The targeted difference of logits ratio needs a fourth logit, the untargeted one a third. With two classes every
+    loss grows with the one difference of logits that there is.
 
     Example:
         >>> attacks_for(10), attacks_for(2)
@@ -66,12 +66,7 @@ def attacks_for(classes: int) -> tuple[str, ...]:
 
 
 def title(classes: int) -> str:
-    """The honest name: ``AutoAttack`` alone is the standard version.
-
-    Example:
-        >>> title(10), title(2)
-        ('AutoAttack', 'AutoAttack of APGD-CE, FAB-T, Square alone')
-    """
+    """``AutoAttack``, if that is the standard version; else with the attacks that there are."""
     names = ", ".join(NAMES[name] for name in attacks_for(classes))
     return "AutoAttack" if attacks_for(classes) == STANDARD else f"AutoAttack of {names} alone"
 
@@ -79,17 +74,14 @@ def title(classes: int) -> str:
 def forward_passes(attack: str, classes: int) -> int:
     """About how many times an attack asks the network about each image: for the progress bar."""
     targets = min(9, classes - 1)
-    passes = {"apgd-ce": 101, "apgd-dlr": 101, "apgd-t": 102 * targets, "fab-t": 201 * targets, "square": 5000}
-    return passes[attack]
+    return {"apgd-ce": 101, "apgd-dlr": 101, "apgd-t": 102 * targets, "fab-t": 201 * targets, "square": 5000}[attack]
 
 
 class AutoAttack(Attack):
     """The attacks on one classifier, in one ball.
 
     Args:
-        model: the classifier.
-        norm: one that AutoAttack knows, ``l2`` or ``linf``.
-        eps: the radius in pixel units.
+        model, norm, eps: as for `robustsynth.evaluation.attacks.GradientAttack`; ``l2`` or ``linf``, above 0.
         seed: of the package's random numbers.
         precision: float32, which others' figures are measured with, where None.
         batch_size: images that share random numbers; 16 on a processor, 256 on a graphics card where None.
@@ -145,15 +137,9 @@ class AutoAttack(Attack):
         """As `Attack.survivors`; an adversarial image counts only if float32 errs on it and it is in the ball."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         # The package seeds PyTorch's own generators; whoever calls this keeps theirs.
-        with torch.random.fork_rng(devices=devices), _warnings() as warnings, _own_trace():
-            runner = self.package.AutoAttack(
-                self._watched,
-                norm=self.package_norm,
-                eps=self.ball.eps,
-                seed=seed,
-                version="standard",
-                device=self.model.device,
-            )
+        with torch.random.fork_rng(devices=devices), _contained() as warnings:
+            given = {"norm": self.package_norm, "eps": self.ball.eps, "seed": seed, "device": self.model.device}
+            runner = self.package.AutoAttack(self._watched, version="standard", **given)
             # Where there are fewer than nine other classes, all of them are targets.
             targets = min(9, self.classes - 1)
             runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = targets
@@ -162,24 +148,24 @@ class AutoAttack(Attack):
             runner.attacks_to_run = [attempt]
             attacked, _ = runner.run_standard_evaluation(images, labels, batch_size=len(images))
         with torch.no_grad():
-            # In reduced precision an image that is wrong from the first is never attacked, and must not count as held.
-            held = self.correct(attacked, labels) & (self.frozen(images).argmax(1) == labels)
-            return held | ~self._allowed(attacked, images), warnings
+            # An image that is wrong in reduced precision is never attacked, and must not count as correct.
+            correct = self.correct(attacked, labels) & (self.frozen(images).argmax(1) == labels)
+            within = (attacked >= 0).flatten(1).all(1) & (attacked <= 1).flatten(1).all(1)
+            # Float32's rounding over thousands of pixels, and no more.
+            within &= self.ball.length(attacked - images) <= self.ball.eps * (1 + 1e-4) + 1e-6
+            return correct | ~within, warnings
 
     def _watched(self, images: Tensor) -> Tensor:
-        if self.on_pass is not None:
-            self.on_pass()
+        self.on_pass()
         return self.frozen(images)
-
-    def _allowed(self, attacked: Tensor, images: Tensor) -> Tensor:
-        within = (attacked >= 0).flatten(1).all(1) & (attacked <= 1).flatten(1).all(1)
-        # Float32's rounding over thousands of pixels, and no more.
-        return within & (self.ball.length(attacked - images) <= self.ball.eps * (1 + 1e-4) + 1e-6)
 
 
 @contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the package logs as a warning while this lasts, each once, and nothing of it on the terminal."""
+def _contained() -> Iterator[list[str]]:
+    """What the package logs as a warning while this lasts, each once, and nothing of it on the terminal.
+
+    It looks for dynamic defences with a trace function, and leaves none behind: a debugger's is set again.
+    """
     found: list[str] = []
 
     class Keep(logging.Handler):
@@ -191,20 +177,12 @@ def _warnings() -> Iterator[list[str]]:
                 found.append(text)
 
     logger, handler = logging.getLogger(_LOGGER), Keep(logging.WARNING)
-    passing, logger.propagate = logger.propagate, False
+    propagate, trace = logger.propagate, sys.gettrace()
+    logger.propagate = False
     logger.addHandler(handler)
     try:
         yield found
     finally:
         logger.removeHandler(handler)
-        logger.propagate = passing
-
-
-@contextlib.contextmanager
-def _own_trace() -> Iterator[None]:
-    """The package looks for dynamic defences with a trace function, and leaves none behind: debuggers want theirs."""
-    before = sys.gettrace()
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+        logger.propagate = propagate
+        sys.settrace(trace)

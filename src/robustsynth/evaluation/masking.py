@@ -20,9 +20,11 @@ from torch import Tensor
 from robustsynth.constraints import ball
 from robustsynth.errors import UserError
 from robustsynth.evaluation.accuracy import Accuracy, as_batch, check_fit
-from robustsynth.evaluation.attacks import pgd_attack, random_squares
+from robustsynth.evaluation.attacks import GradientAttack, random_squares
 from robustsynth.evaluation.auto_attack import AutoAttack, load_package
+from robustsynth.loop import NonFiniteError, Problem, pgd
 from robustsynth.models.classifier import Classifier
+from robustsynth.objectives import Network, Untargeted
 from robustsynth.randomness import generator
 
 TOLERANCE = 0.05
@@ -83,17 +85,12 @@ def check_masking(
     Square of the package ``pyautoattack`` where that is installed, a random search otherwise.
 
     Args:
-        model: the classifier.
         images: uint8 (N, H, W, C); 100 are enough.
-        labels: (N,).
-        norm: one of `robustsynth.constraints.NORMS`.
         eps: the radius that robustness is claimed for, above 0.
-        seed: of the random starts and of the black-box attack.
         precision: of the gradients; float32 where None, so that no sign comes from rounding.
-        batch_size: images a batch.
-        indices: which images; all where None.
         queries: of the black-box attack.
-        on_images: called with the number of images done, as they are.
+        on_images: called with the number of images done since the last time.
+        model, labels, norm, seed, batch_size, indices: as for `robustsynth.evaluation.accuracy.evaluate_accuracy`.
 
     Returns:
         Six `Sign`s.
@@ -101,122 +98,101 @@ def check_masking(
     Raises:
         UserError: images that do not fit the model, or a radius that is not above 0.
     """
-    chosen_all = np.arange(len(images)) if indices is None else np.asarray(indices)
-    check_fit(model, images, labels, chosen_all)
+    chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
+    check_fit(model, images, labels, chosen)
     if not eps > 0:
         raise UserError(f"expected a radius eps above 0 to look for masked gradients at, got {eps:g}")
-    looks = _Looks(model, norm, eps, seed, precision or "float32", queries)
-    size = batch_size or 32
-    for first in range(0, len(chosen_all), size):
-        chosen = chosen_all[first : first + size]
-        looks.count(*as_batch(model, images, labels, chosen), chosen.tolist())
+    size, precision = batch_size or 32, precision or "float32"
+    attack = GradientAttack(model, "pgd", norm=norm, eps=eps, seed=seed, precision=precision, batch_size=size)
+    square = _square_attack(model, norm, eps, queries)
+
+    def black_box(images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Tensor:
+        if square is not None:
+            return square.survivors("square", images, labels, seed=seed + numbers[0])[0]
+        given: dict[str, Any] = {"constraint": attack.ball, "numbers": numbers, "seed": seed, "queries": queries}
+        return attack.correct(random_squares(attack.exact, images, labels, **given), labels)
+
+    counts: Counter[str | float] = Counter()
+    for first in range(0, len(chosen), size):
+        numbers = chosen[first : first + size]
+        x, y = as_batch(model, images, labels, numbers)
+        clean = attack.correct(x, y)
+        kept = numbers[clean.cpu().numpy()].tolist()
+        counts += Counter({"images": len(x), "clean": len(kept)})
+        if kept:
+            counts += _count_correct(attack, x[clean], y[clean], kept, black_box)
         if on_images is not None:
-            on_images(len(chosen))
-    return looks.signs()
+            on_images(len(numbers))
+    return _signs(counts, eps, f"{'Square' if square else 'random search'} of {queries} queries")
 
 
-class _Looks:
-    """Counts, over batches, how many images stay correct under which attack."""
+def _count_correct(
+    attack: GradientAttack, images: Tensor, labels: Tensor, numbers: Sequence[int], black_box: Callable[..., Tensor]
+) -> Counter[str | float]:
+    """How many images, all of them correct without an attack, stay correct under which one."""
+    eps, not_finite = attack.ball.eps, set[int]()
 
-    def __init__(self, model: Classifier, norm: str, eps: float, seed: int, precision: str, queries: int) -> None:
-        self.norm, self.eps, self.seed, self.queries = norm, eps, seed, queries
-        self.frozen = model.frozen(precision=precision, batch_size=1)
-        self.exact = model.frozen(precision="float32", batch_size=1)
-        self.counts: Counter[str | float] = Counter()
-        self.not_finite = 0
-        self.square = _square_attack(model, norm, eps, queries)
-
-    def count(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> None:
-        """Add a batch (N, C, H, W), its labels (N,), and its numbers in the data."""
-        clean = self._correct(images, labels)
-        found: dict[str | float, Tensor] = {"images": torch.ones_like(clean), "clean": clean}
-        images, labels = images[clean], labels[clean]
-        numbers = [number for number, kept in zip(numbers, clean.tolist(), strict=True) if kept]
-        if numbers:
-            found |= self._attacked(images, labels, numbers)
-        self.counts.update({name: int(images.sum()) for name, images in found.items()})
-
-    def _attacked(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> dict[str | float, Tensor]:
-        eps, limit = self.eps, ball(self.norm, self.eps)
-        length = 2.5 * eps / STEPS
-        # Any image lies within this of any other; a path of small steps, because large ones jump about.
-        widest = limit.scale(images[0].numel())
-        variants: dict[str | float, dict[str, Any]] = {
-            0.5: {"eps": 0.5 * eps},
-            1.0: {},
-            2.0: {"eps": 2.0 * eps},
-            "one step": {"steps": 1, "step_size": eps},
-            "a quarter": {"step_size": length * 0.25},
-            "four times": {"step_size": length * 4.0},
-            "anywhere": {"eps": widest, "steps": 100, "step_size": 4 * eps / STEPS},
-        }
-        found: dict[str | float, Tensor] = {
-            name: self._pgd(images, labels, **given) for name, given in variants.items()
-        }
-        starts = limit.random_start(images, [generator(self.seed, number) for number in numbers])
-        found["pgd"] = both = found[1.0] & self._pgd(images, labels, start=starts)
-        found["blind"] = self._without_gradient(images, labels)
-        if bool(both.any()):
-            kept = [number for number, stays in zip(numbers, both.tolist(), strict=True) if stays]
-            found["black box"] = self._black_box(images[both], labels[both], kept)
-        return found
-
-    def signs(self) -> list[Sign]:
-        """What the counts say."""
-        n, total = self.counts, self.counts["images"]
-        rows = [Accuracy(0.0, n["clean"], total), *(Accuracy(f * self.eps, n[f], total) for f in (0.5, 1.0, 2.0))]
-        names = ("anywhere", "pgd", "black box", "one step", 1.0, *OTHER)
-        anywhere, pgd, black_box, one_step, many, quarter, four = (_percent(n[name] / total) for name in names)
-        search = f"{'Square' if self.square else 'random search'} of {self.queries} queries"
-        not_finite = f"; NaN or infinity for {self.not_finite}" if self.not_finite else ""
-        other = f"{many} with steps of 2.5 eps/{STEPS}, {quarter} with a quarter of that, {four} with four times that"
-        found = {
-            "not 0 % without a limit": (n["anywhere"], 0, f"{anywhere} after 100 steps of PGD anywhere in [0, 1]"),
-            "black box beats white box": (
-                *(n["pgd"], n["black box"]),
-                f"{pgd} after PGD-{STEPS}, {black_box} when {search} follows",
-            ),
-            "one step beats many": (
-                *(n[1.0], n["one step"]),
-                f"{one_step} after one step of eps, {many} after {STEPS}",
-            ),
-            "another step size does better": (n[1.0], min(n[name] for name in OTHER), other),
-            "gradients of zero": (n["blind"], 0, f"{n['blind']} of {total} images{not_finite}"),
-        }
-        return [
-            rising(rows),
-            *(Sign(name, _exceeds(more, fewer, total), figures) for name, (more, fewer, figures) in found.items()),
-        ]
-
-    def _correct(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.exact(images).argmax(1) == labels
-
-    def _pgd(
-        self, images: Tensor, labels: Tensor, *, eps: float | None = None, steps: int = STEPS, **given: Any
+    def correct(
+        *, limit: float = eps, steps: int = STEPS, step_size: float | None = None, start: Tensor = images
     ) -> Tensor:
-        limit = ball(self.norm, self.eps if eps is None else eps)
-        last = pgd_attack(self.frozen, images, labels, constraint=limit, steps=steps, **given)
-        # A gradient that is no number hides the way as well; the image stays where the attack left it.
-        self.not_finite = max(self.not_finite, len(last.failures))
-        return self._correct(last.images, labels)
+        problem = Problem(start, Untargeted(attack.frozen, labels), ball(attack.ball.name, limit), center=images)
+        try:
+            attacked = pgd(problem, step_size=step_size or 2.5 * limit / steps, steps=steps, use_best=False)
+        except NonFiniteError as error:
+            # A NaN hides the gradient as well; the image stays where the attack left it.
+            not_finite.update(error.failures)
+            attacked = error.images
+        return attack.correct(attacked, labels)
 
-    def _without_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        variable = images.detach().requires_grad_(True)
-        with torch.enable_grad():
-            loss = F.cross_entropy(self.frozen(variable), labels, reduction="sum")
-        # Without any path to the image there is no gradient at all.
-        if not loss.requires_grad:
-            return torch.ones(len(images), dtype=torch.bool)
-        (grad,) = torch.autograd.grad(loss, variable, allow_unused=True, materialize_grads=True)
-        return ~(grad.flatten(1).abs().amax(1) > 0)
+    length = 2.5 * eps / STEPS
+    found: dict[str | float, Tensor] = {
+        0.5: correct(limit=0.5 * eps),
+        1.0: correct(),
+        2.0: correct(limit=2.0 * eps),
+        "one step": correct(steps=1, step_size=eps),
+        "a quarter": correct(step_size=length * 0.25),
+        "four times": correct(step_size=length * 4.0),
+        # Any image lies within this limit of any other; a path of small steps, because large ones jump about.
+        "anywhere": correct(limit=attack.ball.scale(images[0].numel()), steps=100, step_size=4 * eps / STEPS),
+        "no gradient": _without_gradient(attack.frozen, images, labels),
+    }
+    starts = attack.ball.random_start(images, [generator(attack.seed, number) for number in numbers])
+    found["pgd"] = both = found[1.0] & correct(start=starts)
+    if bool(both.any()):
+        left = [number for number, stays in zip(numbers, both.tolist(), strict=True) if stays]
+        found["black box"] = black_box(images[both], labels[both], left)
+    return Counter({name: int(stays.sum()) for name, stays in found.items()} | {"not finite": len(not_finite)})
 
-    def _black_box(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Tensor:
-        if self.square is not None:
-            return self.square.survivors("square", images, labels, seed=self.seed + numbers[0])[0]
-        given = {"numbers": numbers, "seed": self.seed, "queries": self.queries}
-        found = random_squares(self.exact, images, labels, constraint=ball(self.norm, self.eps), **given)
-        return self._correct(found, labels)
+
+def _without_gradient(network: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """Which images have a gradient of zero, of no number, or none at all."""
+    variable = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        loss = F.cross_entropy(network(variable), labels, reduction="sum")
+    # Without any path to the image there is no gradient at all.
+    if not loss.requires_grad:
+        return torch.ones(len(images), dtype=torch.bool)
+    (grad,) = torch.autograd.grad(loss, variable, allow_unused=True, materialize_grads=True)
+    return ~(grad.flatten(1).abs().amax(1) > 0)
+
+
+def _signs(n: Counter[str | float], eps: float, search: str) -> list[Sign]:
+    total = n["images"]
+    rows = [Accuracy(0.0, n["clean"], total), *(Accuracy(f * eps, n[f], total) for f in (0.5, 1.0, 2.0))]
+    names = ("anywhere", "pgd", "black box", "one step", 1.0, *OTHER)
+    anywhere, pgd, black_box, one_step, many, quarter, four = (_percent(n[name] / total) for name in names)
+    not_finite = f"; NaN or infinity for {n['not finite']}" if n["not finite"] else ""
+    other = f"{many} with steps of 2.5 eps/{STEPS}, {quarter} with a quarter of that, {four} with four times that"
+    both = f"{pgd} after PGD-{STEPS}, {black_box} when {search} follows"
+    # What would be wrong, the count that should not exceed the next one, and what was measured.
+    found = [
+        ("not 0 % without a limit", n["anywhere"], 0, f"{anywhere} after 100 steps of PGD anywhere in [0, 1]"),
+        ("black box beats white box", n["pgd"], n["black box"], both),
+        ("one step beats many", n[1.0], n["one step"], f"{one_step} after one step of eps, {many} after {STEPS}"),
+        ("another step size does better", n[1.0], min(n[name] for name in OTHER), other),
+        ("gradients of zero", n["no gradient"], 0, f"{n['no gradient']} of {total} images{not_finite}"),
+    ]
+    return [rising(rows), *(Sign(name, _exceeds(more, fewer, total), said) for name, more, fewer, said in found)]
 
 
 def _square_attack(model: Classifier, norm: str, eps: float, queries: int) -> AutoAttack | None:
