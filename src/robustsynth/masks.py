@@ -69,8 +69,8 @@ def load_mask(
     if marked is None:
         raise UserError(
             f"expected a mask in {image.name}: white on black, marks on one background colour, or transparent "
-            "parts; got an image of many colours, in which marks cannot be told from the rest. Save the marks alone on "
-            "a plain background, as PNG, or erase the part to fill so that it becomes transparent"
+            "parts; got an image of many colours, in which marks cannot be distinguished from the rest. Save the marks "
+            "alone on a plain background, as PNG, or erase the part to fill so that it becomes transparent"
         )
     if marked.all() or not marked.any():
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.progress import STOPPED, not_finite, say, stoppable, with_bar
+from robustsynth.cli.progress import STOPPED, describe_model, not_finite, say, stoppable, with_bar
 from robustsynth.tasks.generate import GenerateSettings
 
 
@@ -44,7 +44,6 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
 
     robustsynth compare cifar10 cifar10-standard --out contrast
     """
-    from robustsynth.cli.models import describe_model
     from robustsynth.files import only_writer
     from robustsynth.models.store import load_model
     from robustsynth.run_folder import FIGURE_FILE, RunFolder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robustsynth.cli.progress import interactive, say
+from robustsynth.cli.progress import describe_model, interactive, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,6 @@ def command(out: str, seed: int, device: str | None) -> None:
     from tqdm import tqdm
 
     from robustsynth.animations import save_animation
-    from robustsynth.cli.models import describe_model
     from robustsynth.images import save_png, to_uint8
     from robustsynth.models.store import load_model
     from robustsynth.sheet import class_sheet

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustsynth.cli.options import Norm, Numbers
-from robustsynth.cli.progress import STOPPED, interactive, say
+from robustsynth.cli.progress import STOPPED, describe_model, interactive, say
 from robustsynth.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def command(**asked: Any) -> None:
     it is correct clean and after both. APGD is 100 steps on each of two losses, from random starts. An interrupted
     run is continued by the same command. Intervals are of 95 % confidence.
     """
-    from robustsynth.cli.models import describe_model
     from robustsynth.data import load_data
     from robustsynth.models.store import load_model
     from robustsynth.processes import Workers

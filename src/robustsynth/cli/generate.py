@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustsynth.cli.options import option_of, parse_classes, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import (
+    STOPPED,
+    Animations,
+    check_trajectory,
+    not_finite,
+    say,
+    say_run,
+    stoppable,
+    with_bar,
+)
 from robustsynth.errors import UserError
 from robustsynth.tasks.generate import GENERATE, GenerateSettings
 
@@ -164,11 +173,8 @@ class GenerateRun:
             self.workers.wait()
         left = len(self.samples.missing())
         if failures:
-            named = ", ".join(f"image {i} at step {k}" for i, k in sorted(failures.items())[:5])
-            raise UserError(
-                f"expected finite numbers, got NaN or infinity for {named}; the other {count - len(failures)} images "
-                f"are in {self.folder.out}. Try --precision float32 or a smaller --step-size"
-            )
+            named = [f"image {i} at step {k}" for i, k in sorted(failures.items())]
+            raise not_finite(named, f"the other {count - len(failures)} images are in {self.folder.out}")
         if stopped or left:
             done = f"{count - left} of {count} images are in {self.folder.out}"
             self._tell(f"stopped; {done}, and the same command goes on")
@@ -180,14 +186,9 @@ class GenerateRun:
             say(text)
 
     def _say(self) -> None:
-        from robustsynth.cli.models import describe_model
-
-        count = len(self.labels)
-        self._tell(describe_model(self.model))
-        self._tell(settings_line(self.folder.record["settings"]))
-        execution, seed = self.execution, self.options["seed"]
-        self._tell(f"running in {execution.precision}, {execution.batch_size} images a batch, seed {seed}")
-        if len(self.missing) < count:
+        if self.workers.first:
+            say_run(self.model, self.folder.record["settings"], self.execution, seed=self.options["seed"])
+        if len(self.missing) < (count := len(self.labels)):
             self._tell(f"{count - len(self.missing)} of {count} images are there already")
 
     def _begin(self) -> None:

@@ -1,4 +1,4 @@
-"""``robustsynth models``, ``import`` and ``publish``, and models described in words."""
+"""``robustsynth models``, ``import`` and ``publish``."""
 
 from __future__ import annotations
 
@@ -13,37 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustsynth.cli.options import Norm, Numbers
-from robustsynth.cli.progress import say
+from robustsynth.cli.progress import robustness, say
 from robustsynth.errors import UserError
 
 if TYPE_CHECKING:
-    from robustsynth.models.card import Measured, ModelCard
+    from robustsynth.models.card import Measured
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.store import Listed
-
-
-def describe_model(model: Classifier) -> str:
-    """One line on a model: what it is, how robust, on which device."""
-    from robustsynth.models.card import CLEAN, PGD, measured
-
-    card = model.card
-    if card is None:
-        return f"model {model.name}: {len(model.classes)} classes, on {model.device}"
-    rows = [row for row in measured(card) if row.attack in (CLEAN, PGD)]
-    accuracies = ", ".join(f"{100 * row.share:.1f} % {f'at eps {row.eps:g}' if row.eps else CLEAN}" for row in rows)
-    accuracies += "" if card.accuracies or not rows else " on held-out images"
-    return (
-        f"model {card.name}: {card.architecture} of width {card.width}, {len(card.classes)} classes at "
-        f"{card.image_size}×{card.image_size}, {_robustness(card)}, {accuracies or 'accuracy not measured'}, "
-        f"on {model.device}"
-    )
-
-
-def _robustness(card: ModelCard) -> str:
-    if not card.threat_model:
-        return "what it withstands not stated"
-    eps = card.threat_model.get("eps", 0)
-    return f"robust in {card.threat_model.get('norm', 'l2')} to eps {eps}" if eps else "standard training"
 
 
 @click.command("models")
@@ -87,7 +63,7 @@ def _lines(each: Listed) -> list[str]:
         card, data = each.card, each.card.data.get("name", "unknown data")
         lines += [
             f"    {card.architecture} of width {card.width}, {data}, {len(card.classes)} classes at "
-            f"{card.image_size}×{card.image_size}, {_robustness(card)}",
+            f"{card.image_size}×{card.image_size}, {robustness(card)}",
             "    " + "; ".join(_accuracy_phrase(each.accuracies, attack) for attack in (CLEAN, PGD, AUTO)),
             f"    {each.parameters / 1e6:.2f} million parameters, {each.size / 1e6:.1f} MB "
             f"{'with' if each.seeds else 'without class'} seeds, licence {card.licence.strip() or 'not stated'}",

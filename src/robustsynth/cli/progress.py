@@ -16,6 +16,7 @@ from robustsynth.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from robustsynth.models.card import ModelCard
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.execution import Execution
     from robustsynth.solver import Progress
@@ -130,10 +131,33 @@ def settings_line(settings: dict[str, Any]) -> str:
     return "settings: " + ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
+def describe_model(model: Classifier) -> str:
+    """One line on a model: what it is, how robust, on which device."""
+    from robustsynth.models.card import CLEAN, PGD, measured
+
+    card = model.card
+    if card is None:
+        return f"model {model.name}: {len(model.classes)} classes, on {model.device}"
+    rows = [row for row in measured(card) if row.attack in (CLEAN, PGD)]
+    accuracies = ", ".join(f"{100 * row.share:.1f} % {f'at eps {row.eps:g}' if row.eps else CLEAN}" for row in rows)
+    accuracies += "" if card.accuracies or not rows else " on held-out images"
+    return (
+        f"model {card.name}: {card.architecture} of width {card.width}, {len(card.classes)} classes at "
+        f"{card.image_size}×{card.image_size}, {robustness(card)}, {accuracies or 'accuracy not measured'}, "
+        f"on {model.device}"
+    )
+
+
+def robustness(card: ModelCard) -> str:
+    """What a model was trained to withstand."""
+    if not card.threat_model:
+        return "what it withstands not stated"
+    eps = card.threat_model.get("eps", 0)
+    return f"robust in {card.threat_model.get('norm', 'l2')} to eps {eps}" if eps else "standard training"
+
+
 def say_run(model: Classifier, settings: dict[str, Any], execution: Execution, *, seed: int | None = None) -> None:
     """Say with which model, settings, precision, batch size and seed a command runs."""
-    from robustsynth.cli.models import describe_model
-
     say(describe_model(model))
     say(settings_line(settings))
     end = "" if seed is None else f", seed {seed}"

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustsynth.cli.options import option_of, run_options, settings_options
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, say, settings_line, stoppable, with_bar
+from robustsynth.cli.progress import (
+    STOPPED,
+    Animations,
+    check_trajectory,
+    not_finite,
+    say,
+    say_run,
+    stoppable,
+    with_bar,
+)
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import BEST, knows_task
 from robustsynth.tasks.task import Task
@@ -211,15 +220,10 @@ class ImageRun:
         return self.loaded[1]
 
     def _say(self) -> None:
-        from robustsynth.cli.models import describe_model
-
-        say(describe_model(self.model))
+        say_run(self.model, dataclasses.asdict(self.settings), self.call.execution)
         preset = self.options["preset"]
         if preset not in (None, BEST) and not knows_task(preset, self.task.name):
             say(f"preset {preset!r} says nothing of {self.task.name}: these are the model's own settings")
-        say(settings_line(dataclasses.asdict(self.settings)))
-        execution = self.call.execution
-        say(f"running in {execution.precision}, {execution.batch_size} images a batch")
         for note in self.call.notes:
             say(note)
         for image in self.images:
@@ -233,11 +237,8 @@ class ImageRun:
 
         done = [place for place in self.missing if self.images[place].name in self.made]
         if failures:
-            named = ", ".join(f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())[:5])
-            raise UserError(
-                f"expected finite numbers, got NaN or infinity for {named}; the other results are in "
-                f"{self.folder.out}. Try --precision float32 or a smaller --step-size"
-            )
+            named = [f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())]
+            raise not_finite(named, f"the other results are in {self.folder.out}")
         if len(done) < len(self.missing):
             say(f"stopped; {len(done)} of {len(self.missing)} images are in {self.folder.out}")
             say("what was under way is in its folder unfinished; the same command goes on")

@@ -65,6 +65,7 @@ class MobileNetV2(nn.Sequential):
     `image_size` chooses the first strides.
 
     Example:
+        >>> import torch
         >>> MobileNetV2(classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

@@ -26,6 +26,7 @@ class VGG(nn.Sequential):
         width: channels of the first stage. The hidden layers of the large form have 64 times as many.
 
     Example:
+        >>> import torch
         >>> VGG([1, 1, 2, 2, 2], classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -73,6 +74,7 @@ class SmallCNN(nn.Sequential):
     the hidden layer eight times as many. The side of the images is a multiple of 4.
 
     Example:
+        >>> import torch
         >>> SmallCNN(classes=10, width=4)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """

@@ -83,6 +83,7 @@ class PreActResNet(nn.Sequential):
         early_shortcut: whether shortcuts begin before the first activation.
 
     Example:
+        >>> import torch
         >>> PreActResNet([1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -120,6 +121,7 @@ class WideResNet(nn.Sequential):
         width: channels of the stem. The stages have 1, 2 and 4 times width × widening.
 
     Example:
+        >>> import torch
         >>> WideResNet(10, 2, classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -180,6 +182,7 @@ class SiluWideResNet(nn.Sequential):
     """A wide residual network with SiLU: arguments, images and logits as for `WideResNet`.
 
     Example:
+        >>> import torch
         >>> SiluWideResNet(10, 2, classes=10, width=4)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -202,6 +205,7 @@ class SiluPreActResNet(nn.Sequential):
     """The narrow kind with SiLU, of four stages: arguments, images and logits as for `PreActResNet`.
 
     Example:
+        >>> import torch
         >>> SiluPreActResNet([1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

@@ -84,6 +84,7 @@ class ResNet(nn.Sequential):
             2017).
 
     Example:
+        >>> import torch
         >>> ResNet(BasicBlock, [1, 1, 1, 1], classes=10, width=8)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
