@@ -35,14 +35,14 @@ def ours(kind: str) -> Fill:
 
 
 def each(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Fill:
-    """A fill of batches from one of a picture (H, W, 3) in [0, 1] and a mask (H, W)."""
+    """A fill of batches from one of a image (H, W, 3) in [0, 1] and a mask (H, W)."""
 
     def filled(images: Tensor, mask: Tensor) -> Tensor:
-        pictures = [
+        images = [
             torch.from_numpy(np.asarray(function(image.permute(1, 2, 0).numpy(), hole[0].numpy() > 0))).float()
             for image, hole in zip(images, mask, strict=True)
         ]
-        return torch.where(mask > 0, torch.stack(pictures).permute(0, 3, 1, 2), images)
+        return torch.where(mask > 0, torch.stack(images).permute(0, 3, 1, 2), images)
 
     return filled
 
@@ -55,8 +55,8 @@ def others() -> dict[str, Fill]:
         cv2.setNumThreads(1)
 
         def opencv(method: int, radius: float) -> Fill:
-            def one(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
-                levels = (picture * 255).round().astype(np.uint8)
+            def one(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+                levels = (image * 255).round().astype(np.uint8)
                 return cv2.inpaint(levels, hole.astype(np.uint8), radius, method).astype(np.float32) / 255
 
             return each(one)
@@ -67,7 +67,7 @@ def others() -> dict[str, Fill]:
     if importlib.util.find_spec("skimage"):
         from skimage.restoration import inpaint_biharmonic
 
-        found["scikit-image biharmonic"] = each(lambda picture, hole: inpaint_biharmonic(picture, hole, channel_axis=2))
+        found["scikit-image biharmonic"] = each(lambda image, hole: inpaint_biharmonic(image, hole, channel_axis=2))
     return found
 
 
@@ -75,7 +75,7 @@ def times(seed: int) -> None:
     """Seconds that holes of other kinds take, on noise of 1/f."""
     random = torch.Generator().manual_seed(seed)
 
-    def picture(height: int, width: int) -> Tensor:
+    def image(height: int, width: int) -> Tensor:
         spectrum = torch.fft.rfft2(torch.randn(1, 3, height, width, generator=random))
         frequency = torch.fft.fftfreq(height)[:, None].hypot(torch.fft.rfftfreq(width)).clamp_min(1 / width)
         noise = torch.fft.irfft2(spectrum / frequency, s=(height, width))
@@ -96,7 +96,7 @@ def times(seed: int) -> None:
     kinds = [kind for kind in FILLS if kind != "mean"]
     print(f"| hole | {' | '.join(f'{kind}, s' for kind in kinds)} |\n|---|{'---|' * len(kinds)}")
     for name, mask in holes.items():
-        image = picture(*mask.shape[-2:])
+        image = image(*mask.shape[-2:])
         taken = []
         for kind in kinds:
             started = time.perf_counter()
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--num", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", help="write the first pictures: whole, with the patch, and every fill")
+    parser.add_argument("--figure", help="write the first images: whole, with the patch, and every fill")
     parser.add_argument("--times", action="store_true", help="seconds for holes of other kinds, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)

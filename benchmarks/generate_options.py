@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--base", action="append", help="presets; best and paper if not given")
     parser.add_argument("--only", action="append", default=[], help="words of the rows wanted; all if not given")
     parser.add_argument("--ensemble", action="append", default=[])
-    parser.add_argument("--sheets", type=Path, help="folder for a picture of each row")
+    parser.add_argument("--sheets", type=Path, help="folder for a image of each row")
     parser.add_argument("--precision", help="measured if not given")
     parser.add_argument("--batch-size", type=int, help="measured if not given")
     options = parser.parse_args()

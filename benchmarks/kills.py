@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py [--kills 50] [--command-line 3] [--seed 0] [--keep FOLDER]
 
-Real runs of `robustsynth train` on a few noisy pictures, by recipes and of networks that keep different things in
+Real runs of `robustsynth train` on a few noisy images, by recipes and of networks that keep different things in
 their checkpoints. A kill is one of
 
 - ``clock``: by another process, at a moment drawn uniformly over what an undisturbed run lasts;
@@ -201,14 +201,14 @@ class Kills:
     """Undisturbed runs by recipe, and runs killed to be compared with them.
 
     Args:
-        home: for pictures and runs.
+        home: for images and runs.
         seed: of the moments.
         say: told of each kill.
     """
 
     def __init__(self, home: Path, seed: int, say: Callable[[str], object]) -> None:
         self.home, self.random, self.say = home, random.Random(seed), say
-        self.data = make_pictures(home / "pictures")
+        self.data = make_pictures(home / "images")
         # All that is imported late is in memory before anything is forked.
         warm = Run(self.data, home / "warm", "pgd")
         command_line([*warm.arguments(), "--epochs", "1"], standalone_mode=False)

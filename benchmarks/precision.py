@@ -1,4 +1,4 @@
-"""How far apart the same pictures are between float32 and bfloat16, for each preset.
+"""How far apart the same images are between float32 and bfloat16, for each preset.
 
     python benchmarks/precision.py [--model cifar10] [--num 20]
 

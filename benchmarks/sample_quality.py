@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--setting", action="append", default=[])
     parser.add_argument("--blind")
-    parser.add_argument("--sheet", help="folder for a picture of each setting")
+    parser.add_argument("--sheet", help="folder for a image of each setting")
     options = parser.parse_args()
     model, judge = rs.load_model(options.model), rs.load_model(options.judge)
     labels = torch.arange(len(model.classes)).repeat(options.num // len(model.classes) + 1)[: options.num]

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from robustsynth.tasks.running import predict
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
@@ -54,7 +53,7 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 class Bench:
-    """What is measured with, and the pictures.
+    """What is measured with, and the images.
 
     Args:
         arguments: of the command line.
@@ -72,8 +71,8 @@ class Bench:
         self.sheets, self.given = Path(arguments.sheets), arguments.settings
         self.sketches = arguments.sketches
 
-    def judged(self, pictures: Tensor) -> Tensor:
-        return predict(self.judge, pictures)
+    def judged(self, images: Tensor) -> Tensor:
+        return rs.predict(self.judge, images)
 
     def timed(self, function: Callable[..., Tensor], *given: Any, **named: Any) -> tuple[Tensor, str]:
         began = time.monotonic()
@@ -81,7 +80,7 @@ class Bench:
         return result, f"{(time.monotonic() - began) / len(result):.2f}"
 
     def sheet(self, name: str, *columns: Tensor) -> None:
-        """Twelve rows at most of pictures side by side."""
+        """Twelve rows at most of images side by side."""
         mixed = torch.stack([c[:12] for c in columns], 1).flatten(0, 1)
         save_png(self.sheets / f"{name}.png", sheet(in_rows(to_uint8(mixed), 2 * len(columns))))
 
@@ -145,8 +144,8 @@ def _telea(images: Tensor, masks: Tensor) -> Tensor | None:
         import cv2
     except Exception:  # It is no dependency, and may fail to load in its own ways.
         return None
-    pictures, holes = to_uint8(images), (masks[:, 0] * 255).byte().numpy()
-    return as_tensor([cv2.inpaint(p, h, 3, cv2.INPAINT_TELEA) for p, h in zip(pictures, holes, strict=True)])
+    images, holes = to_uint8(images), (masks[:, 0] * 255).byte().numpy()
+    return as_tensor([cv2.inpaint(p, h, 3, cv2.INPAINT_TELEA) for p, h in zip(images, holes, strict=True)])
 
 
 def translation(bench: Bench) -> None:
@@ -241,7 +240,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="photographs left out, such as those tuned on")
     parser.add_argument("--size", type=int, default=None, help="side of the photographs; the model's by default")
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--sheets", default="task-sheets", help="folder for pictures to look at")
+    parser.add_argument("--sheets", default="task-sheets", help="folder for images to look at")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", type=parse)
     arguments = parser.parse_args()
     arguments.settings = dict(arguments.settings)

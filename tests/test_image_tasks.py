@@ -542,6 +542,16 @@ def test_what_is_no_class_is_refused(label, task, tiny):
         call(task, tiny, images_of(2), **{"targets" if task == "translate" else "labels": label})
 
 
+@pytest.mark.parametrize("name", ["cats", "CAT", "0", 0, " cat "])
+@pytest.mark.parametrize("task", ["translate", "refine"])
+def test_a_class_may_be_named_as_people_name_it(name, task, tiny):
+    named = "targets" if task == "translate" else "labels"
+    images = images_of(2)
+    expected = call(task, tiny, images, **{named: "cat"})
+    assert call(task, tiny, images, **{named: name}).equal(expected)
+    assert call(task, tiny, images, **{named: [name, "cat"]}).equal(expected)
+
+
 def test_predictions_are_of_any_kind_of_image(tiny, tmp_path):
     images = images_of(3, 20, 30)
     found = rs.predict(tiny, images)

@@ -153,10 +153,8 @@ class Call:
         Raises:
             UnknownNameError: no such class.
         """
-        found = matching_class(name, self.model.classes, self.model.aliases)
-        if found is None:
-            return self.model.class_index(name)
-        if name_key(self.model.classes[found]) != name_key(name):
+        found = class_of(name, self.model)
+        if not name.isdecimal() and name_key(self.model.classes[found]) != name_key(name):
             self.notes.append(f"{name!r} is taken as the class {self.model.classes[found]!r}")
         return found
 
@@ -330,6 +328,17 @@ def read_images(model: Classifier, images: Any, name: str = "images", *, any_val
     return [image.detach().float().cpu() for image in read]
 
 
+def class_of(name: int | str, model: Classifier) -> int:
+    """A class by name or number, also by a name from another vocabulary, such as dog or truck.
+
+    Raises:
+        UnknownNameError: no such class.
+        UserError: a number out of range.
+    """
+    found = matching_class(str(name), model.classes, model.aliases)
+    return model.class_index(name if isinstance(name, int) else str(name)) if found is None else found
+
+
 def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
     """(N,) class indices of the model; one number or name counts for all images.
 
@@ -337,9 +346,9 @@ def class_indices(labels: Any, model: Classifier, count: int) -> Tensor:
         UserError: not (N,) integers or names, or not among the classes.
     """
     if isinstance(labels, str):
-        labels = model.class_index(labels)
+        labels = class_of(labels, model)
     elif isinstance(labels, (list, tuple)) and any(isinstance(label, str) for label in labels):
-        labels = [model.class_index(str(label)) for label in labels]
+        labels = [class_of(label, model) for label in labels]
     try:
         labels = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError):
