@@ -197,3 +197,17 @@ def test_one_word_for_one_thing(module):
     text = re.sub(r"([A-Z])", r" \1", FILES[module].read_text(encoding="utf-8")).lower().replace("_", " ")
     found = set(re.findall(r"[a-z]+", text)) & set(WORDS) - OLD_KEYS.get(module, set())
     assert not found, f"{module} says {', '.join(sorted(found))}"
+
+
+NO_NAMES = (
+    *("job", "running", "batches", "voices", "beginning", "keeping", "selecting", "softness", "starts", "targets"),
+    *("known_data", "board", "marks", "lanes", "met", "told", "whole", "pictures", "utils"),
+)
+"""Names of modules and functions that do not say what they are."""
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_names_say_what_they_are(module):
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert not {name.lower().lstrip("_") for name in defined | {module.rpartition(".")[2]}} & set(NO_NAMES)

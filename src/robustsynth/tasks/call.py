@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robustsynth.constraints import Constraint, ball
+from robustsynth.constraints import Constraint, Inside, ball
 from robustsynth.errors import UserError
 from robustsynth.files import sha256
 from robustsynth.images import LoadedImage, as_images
@@ -27,6 +27,7 @@ from robustsynth.models.execution import Execution
 from robustsynth.names import matching_class, name_key
 from robustsynth.objectives import CrossEntropy, Distance
 from robustsynth.randomness import image_generators
+from robustsynth.resampling import faded
 from robustsynth.solver import Progress, Stated, solve
 from robustsynth.tasks.settings import ImageSettings
 from robustsynth.tasks.task import REQUIRED, Task
@@ -275,6 +276,22 @@ class Batch:
         if adherence:
             objective = objective + adherence * Distance(self.images.to(self.device))
         return self.stated(self.images if start is None else start, objective)
+
+    def confined(
+        self, objective: Objective, region: Tensor, reference: Tensor
+    ) -> tuple[Objective, Constraint | None, Tensor | None]:
+        """An objective for a region (N, 1, H, W), as the settings say: steps change the region alone, fading out within
+        its border; or a penalty on the squared difference from `reference` holds what is outside.
+
+        Returns:
+            the objective; the constraint, None for the settings' ball; and the faded region, None with a penalty.
+        """
+        settings = self.settings
+        if settings.only_inside:
+            soft = faded(region, settings.feather * max(self.size) / self.side)
+            return objective, Inside(self.ball(), soft.to(self.device)), soft
+        outside = (1 - region).to(self.device)
+        return objective + settings.penalty * Distance(reference.to(self.device), outside), None, None
 
     def stated(
         self,

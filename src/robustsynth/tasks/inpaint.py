@@ -46,10 +46,8 @@ def state(batch: Batch) -> Stated:
     """Descend the class's cross-entropy from the filled image."""
     import torch
 
-    from robustsynth.constraints import Inside
     from robustsynth.fills import fill
-    from robustsynth.objectives import CrossEntropy, Distance
-    from robustsynth.resampling import faded
+    from robustsynth.objectives import CrossEntropy
 
     settings, holes = batch.settings, batch.value("mask")
     # Pixels under the mask are never read: whatever is there, even NaN, must not matter.
@@ -57,14 +55,8 @@ def state(batch: Batch) -> Stated:
     start = batch.value("start")
     filled = fill(images, holes, settings.fill) if start is None else torch.where(holes > 0, start, images)
     objective = CrossEntropy(batch.network(), batch.labels(filled))
-    constraint, soft = None, None
-    if settings.only_inside:
-        soft = faded(holes, settings.feather * max(batch.size) / batch.side)
-        constraint = Inside(batch.ball(), soft.to(batch.device))
-    else:
-        # The filled image stands in for the known pixels: it is the same outside, where alone the weight is not 0.
-        known = (1 - holes).to(batch.device)
-        objective = objective + settings.penalty * Distance(filled.to(batch.device), known)
+    # The filled image stands in for the known pixels: it is the same outside of the hole.
+    objective, constraint, soft = batch.confined(objective, holes, filled)
 
     def finish(result: Tensor) -> Tensor:
         result = result.cpu() if soft is None else torch.lerp(filled, result.cpu(), soft)

@@ -43,10 +43,8 @@ def state(batch: Batch) -> Stated:
     """Raise the run's unit inside its region, from what the run before it gave."""
     import torch
 
-    from robustsynth.constraints import Inside
     from robustsynth.models.representation import feature_network
-    from robustsynth.objectives import Activation, Distance
-    from robustsynth.resampling import faded
+    from robustsynth.objectives import Activation
 
     settings, images, regions = batch.settings, batch.images, batch.value("mask")
     unit, region = batch.value("unit")[batch.run], regions[batch.run]
@@ -54,13 +52,7 @@ def state(batch: Batch) -> Stated:
         batch.model, straight_through=settings.straight_through, precision=batch.precision, batch_size=batch.batch_size
     )
     objective = settings.activation * Activation(batch.network(features), unit)
-    constraint, soft = None, None
-    if settings.only_inside:
-        soft = faded(region, settings.feather * max(batch.size) / batch.side)
-        constraint = Inside(batch.ball(), soft.to(batch.device))
-    else:
-        outside = (1 - region).to(batch.device)
-        objective = objective + settings.penalty * Distance(images.to(batch.device), outside)
+    objective, constraint, soft = batch.confined(objective, region, images)
 
     def finish(result: Tensor) -> Tensor:
         return result.cpu() if soft is None else torch.lerp(images, result.cpu(), soft)
