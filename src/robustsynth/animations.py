@@ -43,13 +43,10 @@ def save_animation(path: Path | str, frames: Iterable[np.ndarray], *, seconds: f
     memory at a byte a pixel while it is written.
 
     Args:
-        path: ends in ``.gif`` or ``.mp4``; the latter needs the package ``av``.
+        path: ends in ``.gif`` or ``.mp4``; the latter needs the package ``av``. Another ending is a `UserError`.
         frames: uint8 (H, W, C) of one size, C is 1 or 3. The sides of an MP4 are even: the last pixels of an odd one
             are repeated.
         seconds: for all frames together.
-
-    Raises:
-        UserError: another ending, no ``av``, no frames, or frames that are not images of one size.
 
     Example:
         >>> import tempfile
@@ -81,13 +78,11 @@ def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _save_gif(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
-    first, *others = [_with_palette(frame) for frame in frames]
-    count = 1 + len(others)
+    images = [_with_palette(frame) for frame in frames]
     # The format counts in hundredths of a second; ends are rounded, so that the errors do not add up.
-    ends = [round(100 * seconds * i / count) for i in range(count)]
-    durations = [10 * max(2, end - before) for before, end in pairwise(ends)]
-    durations.append(round(1000 * HOLD))
-    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    ends = [round(100 * seconds * i / len(images)) for i in range(len(images))]
+    durations = [*(10 * max(2, end - before) for before, end in pairwise(ends)), round(1000 * HOLD)]
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def _with_palette(frame: np.ndarray) -> Image.Image:
@@ -121,13 +116,12 @@ def _save_mp4(path: Path, frames: Iterator[np.ndarray], seconds: float) -> None:
         stream.pix_fmt = "yuv420p"
         packets: list[Any] = []
         count = 0
-        for frame in chain([first], frames):
+        for count, frame in enumerate(chain([first], frames), start=1):
             rgb = frame.repeat(3, 2) if frame.shape[2] == 1 else frame
             even = np.pad(rgb, [(0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)], mode="edge")
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-            image.pts = count
+            image.pts = count - 1
             packets += stream.encode(image)
-            count += 1
         packets += stream.encode()
         # Packets are small. They wait until the number of frames is known, and with it the time of each.
         share = _share(seconds, count)

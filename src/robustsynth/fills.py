@@ -1,7 +1,6 @@
 """Fills: pixels that are put under a mask before the classifier draws there.
 
-A fill never reads what is under the mask, and never changes what is outside. Each image is filled by itself, so that
-none depends on its batch.
+A fill never reads what is under the mask, and never changes what is outside. No image depends on its batch.
 """
 
 from __future__ import annotations
@@ -39,18 +38,12 @@ def fill(images: Tensor, mask: Tensor, kind: str = DEFAULT) -> Tensor:
     ``"mean"``: each image's mean per channel over its known pixels, as in the paper (Santurkar et al. 2019,
     Appendix A.8, and the authors' notebooks). ``"laplace"``: each pixel is the mean of its neighbours. ``"edges"``:
     likewise, but edges that point into the hole are continued (`edge_tensors`). docs/log/fills.md compares them.
+    Shape, dtype and device stay. Images of another form, and a mask that does not fit them, are a `UserError`.
 
     Args:
         images: (N, C, H, W) in [0, 1]; any values under the mask, even NaN.
         mask: as for `robustsynth.masks.check_mask`, 1 where to fill.
         kind: one of `FILLS`.
-
-    Returns:
-        images of the same shape, dtype and device; outside the mask exactly as they were.
-
-    Raises:
-        UnknownNameError: no such kind.
-        UserError: not such images, or a mask that does not fit them.
 
     Example:
         >>> images = torch.tensor([[[[0.0, 9.0, 1.0, 1.0]]]])
@@ -95,12 +88,8 @@ def edge_tensors(image: Tensor, hole: Tensor) -> Tensor | None:
     are to be alike along the edge and hardly across it: D = T^-2.5 · trace^1.5, which has the strength of T^-1: the
     inverse weight of a gradient is its mean square, as for a Gaussian field.
 
-    Args:
-        image: (C, H, W), float64.
-        hole: (H, W), bool; pixels there are not read.
-
-    Returns:
-        (3, H−1, W−1): Dxx, Dxy, Dyy on each cell of 2×2 pixels; None where no cell is wholly known or none has an edge.
+    The image is (C, H, W), float64, the hole (H, W), bool. The result is (3, H−1, W−1): Dxx, Dxy, Dyy on each cell of
+    2×2 pixels; None where no cell is wholly known or none has an edge.
     """
     structure, known = _structure(image, hole)
     if not known.any():
@@ -181,15 +170,13 @@ def diffuse(values: Tensor, unknown: Tensor, tensors: Tensor | None = None) -> T
     The energy is Σ w_pq (u_p − u_q)² over neighbouring pixels p and q, which is ∫ ∇uᵀ D ∇u on the grid. With D = 1 each
     unknown pixel becomes the mean of its neighbours (Laplace's equation); a tensor D pulls more along one direction
     than along another. The image continues freely at its edges (Neumann). Moderate holes are solved exactly, row by
-    row; larger ones by conjugate gradients, which start from the solution at half the resolution.
+    row; larger ones by conjugate gradients, which start from the solution at half the resolution. Values, (C, H, W)
+    and float64, stay as they are where they are known.
 
     Args:
-        values: (C, H, W), float64; unknown pixels are not read.
+        values: of the pixels; unknown ones are not read.
         unknown: (H, W), bool; at least one pixel must be known.
         tensors: (3, H−1, W−1): D as Dxx, Dxy, Dyy on each cell of 2×2 pixels, positive definite; None for 1.
-
-    Returns:
-        (C, H, W), float64, with the known pixels as they were.
 
     Example:
         >>> row = torch.tensor([[[0.0, float("nan"), float("nan"), 0.9]]], dtype=torch.float64)
@@ -288,9 +275,7 @@ def _solve_by_rows(values: Tensor, unknown: Tensor, weights: Weights) -> Tensor:
     free = unknown.to(values)
     target = (-_pull(values, weights) * free).permute(1, 2, 0)
     degrees = _degrees(unknown, weights) * free + (1 - free)
-    factors: list[Tensor] = []
-    couplings: list[Tensor] = []
-    known_part: list[Tensor] = []
+    factors, couplings, known_part = [], [], []
     for row in range(len(unknown)):
         here = free[row]
         beside = -right[row] * here[:-1] * here[1:]

@@ -1,7 +1,6 @@
 """Reading and writing images: any file, Pillow image, NumPy array or tensor in, PNG out.
 
-An image that is read becomes upright, opaque, grey or RGB, with eight bits a channel. What was changed is noted in
-words. What cannot be read is refused with the reason.
+Images that are read become upright, opaque, grey or RGB, with eight bits a channel. Notes say what was changed.
 """
 
 from __future__ import annotations
@@ -31,17 +30,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", 
 LARGEST = 64_000_000
 """Pixels of the largest image that is decoded, as many as full-frame cameras have. It takes about a gigabyte."""
 
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns an image upright, by its EXIF orientation."""
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+"""What turns an image upright, for the EXIF orientations 2 to 8."""
 
 _OPENING = threading.Lock()
 
@@ -71,15 +61,13 @@ class LoadedImage:
 def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int | None = None) -> LoadedImage:
     """Decode one image, or the first frame of an animation.
 
-    It is turned as its EXIF data say, laid on white where it is transparent, and scaled from 16 bits to 8.
+    It is turned as its EXIF data say, laid on white where it is transparent, and scaled from 16 bits to 8. A missing
+    file, what is not a whole image, and more than `LARGEST` pixels are a `UserError`.
 
     Args:
         source: a file of any kind that Pillow reads, or a Pillow image.
         channels: 3 or 1.
         size: side to which the central square is resized; None leaves the size as it is.
-
-    Raises:
-        UserError: no such file, not a whole image, or one of more than `LARGEST` pixels.
 
     Example:
         >>> image = read_image(Image.new("LA", (6, 4)), size=2)
@@ -87,7 +75,8 @@ def read_image(source: Path | str | Image.Image, *, channels: int = 3, size: int
         ((2, 2, 3), ('transparent parts laid on white', 'grey as RGB'))
     """
     with _opened(source) as image:
-        deep = _is_deep(image)  # Once it is decoded, Pillow no longer knows how many bits the file has.
+        # Pillow drops bits of some files as it decodes them, and then no longer knows how many there were.
+        deep = image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", None) or [])
         upright = _upright(image)
         alpha = np.asarray(_rgba(upright).getchannel("A")) if upright.has_transparency_data else None
         count, grey = _frames(image), is_grey(image)
@@ -118,20 +107,15 @@ def load_image(source: Path | str | Image.Image, *, channels: int = 3, size: int
 
 
 def as_images(images: Any, *, channels: int = 3, any_values: bool = False) -> Tensor | list[Tensor]:
-    """Images of any form as one batch.
+    """Images of any form as one batch (N, C, H, W), float32 in [0, 1]; a list of (C, H, W) if there are several sizes.
+
+    Floating tensors keep their type and device. What cannot be read and what is no image are a `UserError`.
 
     Args:
         images: a file (str or Path); a Pillow image; a NumPy array (H, W), (H, W, C) or (N, H, W, C), uint8 or float in
             [0, 1]; a tensor (C, H, W) or (N, C, H, W), uint8 or float in [0, 1]; or a list of these.
         channels: 3 or 1. Files, Pillow images and arrays are converted; a tensor must have as many.
         any_values: whether floats may have any value, where not all are used.
-
-    Returns:
-        (N, C, H, W) float32 in [0, 1]; a list of (C, H, W) if there are several sizes. Floating tensors keep their type
-        and device.
-
-    Raises:
-        UserError: a file that cannot be read, or something that is no image.
 
     Example:
         >>> as_images(np.zeros((4, 6), np.uint8)).shape
@@ -190,11 +174,7 @@ def _of_tensor(tensor: Tensor, channels: int, any_values: bool) -> Tensor:
 
 
 def image_files(folder: Path | str) -> list[Path]:
-    """The image files directly in `folder`, by name.
-
-    Raises:
-        UserError: no such folder, or no images in it.
-    """
+    """The image files directly in `folder`, by name. No such folder, or no images in it, is a `UserError`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"expected a folder of images, but there is no folder {folder}")
@@ -224,12 +204,9 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def save_png(path: Path | str, image: np.ndarray, *, text: Mapping[str, str] | None = None) -> None:
-    """Write an image as a PNG file. Missing folders are made.
+    """Write an image, uint8 (H, W, C) with one or three channels, as a PNG file. Missing folders are made.
 
-    Args:
-        path: of the file.
-        image: uint8 (H, W, C) with one or three channels.
-        text: text chunks of the file by keyword, which `png_text` reads.
+    `text` are text chunks of the file by keyword, which `png_text` reads.
 
     Example:
         >>> import tempfile
@@ -246,11 +223,7 @@ def save_png(path: Path | str, image: np.ndarray, *, text: Mapping[str, str] | N
 
 
 def png_text(path: Path | str) -> dict[str, str]:
-    """The text chunks of a PNG file by keyword; empty for a file of another format.
-
-    Raises:
-        UserError: no such file, or not an image.
-    """
+    """The text chunks of a PNG file by keyword; empty for a file of another format. No image is a `UserError`."""
     with _opened(path) as image:
         return {keyword: str(value) for keyword, value in getattr(image, "text", {}).items()}
 
@@ -290,8 +263,7 @@ def open_image(file: Path | str | IO[bytes]) -> Image.Image:
     """Open an image as Pillow does, which reads its header but not its pixels.
 
     Raises:
-        TooLargeError: more than `LARGEST` pixels.
-        Exception: missing, damaged or not an image. Pillow raises many kinds, which `fault_of` puts into words.
+        Exception: too large, damaged or not an image. Pillow raises many kinds, which `fault_of` puts into words.
     """
     with _OPENING:
         # Pillow's own check warns of large images, or refuses them without saying their size.
@@ -331,11 +303,7 @@ _NO_IMAGES = (
 
 
 def fault_of(error: Exception, content: Path | bytes) -> tuple[str, str]:
-    """The reason why an image could not be read, and the remedy.
-
-    Args:
-        error: what was raised while it was opened or decoded.
-        content: the file or the bytes.
+    """Why an image could not be read, and the remedy, given what was raised and the file or the bytes.
 
     Example:
         >>> fault_of(OSError("cannot identify image file"), b"")
@@ -373,10 +341,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def plain_pixels(image: Image.Image, *, channels: int, size: int | None = None) -> np.ndarray:
-    """The pixels uint8 (H, W, C) that `read_image` gives, with its `channels` and `size`.
-
-    Raises:
-        Exception: damaged, or values without a fixed range; of many kinds, which `fault_of` puts into words.
+    """The pixels uint8 (H, W, C) that `read_image` gives, with its `channels` and `size`; errors as of `open_image`.
 
     Example:
         >>> plain_pixels(Image.new("RGB", (4, 2), (255, 0, 0)), channels=3, size=1).tolist()
@@ -390,65 +355,47 @@ def _pixels(upright: Image.Image, channels: int, size: int | None) -> np.ndarray
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), _rgba(upright))
     plain = upright.convert("L" if channels == 1 else "RGB")
     if size is not None:
-        plain = _square(plain, size)
+        shorter = min(plain.size)
+        # By whole pixels: a crop by half a pixel would blur an image that needs no resizing.
+        left, top = ((length - shorter) // 2 for length in plain.size)
+        # Cropped first: `resize(box=…, reducing_gap=…)` would mix in pixels from outside the box.
+        plain = plain.crop((left, top, left + shorter, top + shorter))
+        if shorter != size:
+            plain = plain.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.array(plain, dtype=np.uint8).reshape(plain.height, plain.width, channels)
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Decoded, turned upright, with 16-bit grey scaled to 8 bits (Pillow's own conversion clips at 255 instead)."""
     image.load()
-    eight, turn = _eight_bits(image), _turn(image)
-    return eight if turn is None else eight.transpose(turn)
+    turn = _turn(image)
+    if image.mode == "F":
+        raise ValueError("floating-point values, which have no fixed range (save it with 8 or 16 bits)")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("grey values beyond 16 bits (save it with 8 or 16 bits)")
+        clear = image.info.get("transparency")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if isinstance(clear, int):  # the one value that stands for "nothing here"
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return image if turn is None else image.transpose(turn)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        # Some cameras and editors write EXIF data that cannot be parsed.
-        return None
+    # Some cameras and editors write EXIF data that cannot be parsed.
+    with contextlib.suppress(Exception):
+        orientation = image.getexif().get(0x0112, 1)
+        return Image.Transpose[_TURNS[orientation - 2]] if orientation >= 2 else None
+    return None
 
 
 def _frames(image: Image.Image) -> int:
-    if image.format == "MPO":  # a photograph and its own previews
-        return 1
-    try:
-        return getattr(image, "n_frames", 1)
-    except Exception:
-        # Counting reads the later frames, which may be damaged.
-        return 1
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits a channel, some of which Pillow drops as it decodes."""
-    return image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", None) or [])
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits (Pillow's own conversion clips at 255 instead)."""
-    if image.mode == "F":
-        raise ValueError("floating-point values, which have no fixed range (save it with 8 or 16 bits)")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("grey values beyond 16 bits (save it with 8 or 16 bits)")
-    scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):  # the one value that stands for "nothing here"
-        scaled.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return scaled
+    # Counting reads the later frames, which may be damaged. An MPO file is a photograph and its own previews.
+    with contextlib.suppress(Exception):
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    return 1
 
 
 def _rgba(image: Image.Image) -> Image.Image:
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-
-
-def _square(image: Image.Image, side: int) -> Image.Image:
-    shorter = min(image.size)
-    # By whole pixels: a crop by half a pixel would blur an image that needs no resizing.
-    left, top = ((length - shorter) // 2 for length in image.size)
-    # Cropped first: `resize(box=…, reducing_gap=…)` would mix in pixels from outside the box.
-    square = image.crop((left, top, left + shorter, top + shorter))
-    if shorter == side:
-        return square
-    return square.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)

@@ -1,7 +1,6 @@
 """Masks: which part of an image to fill or paint.
 
-A mask is a float tensor (N, 1, H, W) or (1, H, W), 1 where to fill or paint and 0 where pixels are kept. It is read
-from an image or from an image's own transparency, or made from a rectangle or at random.
+A mask is a float tensor (N, 1, H, W) or (1, H, W), 1 where to fill or paint and 0 where pixels are kept.
 """
 
 from __future__ import annotations
@@ -31,24 +30,18 @@ are soft edges. Photographs have more colours."""
 def load_mask(
     source: Path | str | Image.Image | LoadedImage, size: tuple[int, int] | None = None, *, invert: bool = False
 ) -> Tensor:
-    """A mask from an image. The first rule that applies decides what is filled:
+    """A mask (1, H, W), float32 of 0 and 1, from an image. The first rule that applies decides what is filled:
 
     1. Some pixels are transparent, others are not: what is **not opaque** is filled, as if erased in an editor.
     2. Black and white, or two greys: the **brighter** is filled.
     3. Marks on one background colour: everything that **differs from the commonest colour** is filled.
 
-    Anything else is refused, such as marks on a copy of the photograph.
+    Anything else is a `UserError`, such as marks on a copy of the photograph, or nothing or everything to fill.
 
     Args:
         source: as for `robustsynth.images.read_image`, or an image that it has read.
         size: (H, W) that the mask must have; a mask is never resized. None for any.
         invert: fill what would be kept, and keep what would be filled.
-
-    Returns:
-        (1, H, W), float32 of 0 and 1.
-
-    Raises:
-        UserError: an image that cannot be read, another size, no rule that applies, or nothing or everything to fill.
 
     Example:
         >>> drawn = Image.new("L", (4, 2))
@@ -64,7 +57,7 @@ def load_mask(
         )
     erased = _erased(image)
     if erased.any() and not erased.all():
-        return _as_mask(erased ^ invert)
+        return torch.from_numpy((erased ^ invert).astype(np.float32))[None]
     marked = _marked_pixels(image.pixels)
     if marked is None:
         raise UserError(
@@ -76,17 +69,13 @@ def load_mask(
         raise UserError(
             f"expected a mask in {image.name}, got an image of one colour; mark the part to fill in another"
         )
-    return _as_mask(marked ^ invert)
+    return torch.from_numpy((marked ^ invert).astype(np.float32))[None]
 
 
 def mask_from_alpha(source: Path | str | Image.Image | LoadedImage) -> Tensor:
     """The mask of an image's own transparent region: (1, H, W) float32, 1 at every pixel that is not opaque.
 
-    Args:
-        source: as for `load_mask`.
-
-    Raises:
-        UserError: an image that cannot be read, or nothing or everything in it is transparent.
+    `source` is as for `load_mask`. Nothing or everything transparent is a `UserError`.
     """
     image = source if isinstance(source, LoadedImage) else read_image(source)
     erased = _erased(image)
@@ -96,18 +85,14 @@ def mask_from_alpha(source: Path | str | Image.Image | LoadedImage) -> Tensor:
             f"expected an image with transparent parts to fill, but {image.name} is {what}; erase the part to "
             "fill and save it as PNG or WebP (JPEG has no transparency), or give a mask"
         )
-    return _as_mask(erased)
+    return torch.from_numpy(erased.astype(np.float32))[None]
 
 
 def rectangle_mask(rectangle: str | Sequence[int], size: tuple[int, int]) -> Tensor:
-    """A mask (1, H, W), float32, that fills one rectangle.
+    """A mask (1, H, W), float32, that fills one rectangle of an image of `size` (H, W).
 
-    Args:
-        rectangle: left, top, width, height in pixels, as numbers or as ``"left,top,width,height"``.
-        size: (H, W) of the image.
-
-    Raises:
-        UserError: not four whole numbers, or a rectangle that is empty, reaches out of the image or covers it all.
+    The rectangle is left, top, width, height in pixels, as numbers or as ``"left,top,width,height"``. One that is
+    empty, reaches out of the image or covers it all is a `UserError`.
 
     Example:
         >>> rectangle_mask("1,0,2,1", (2, 4)).tolist()
@@ -142,14 +127,13 @@ def random_patch_masks(
 ) -> Tensor:
     """Masks (N, 1, H, W), float32, of one square patch at a random place for each generator.
 
+    A patch that does not fit, or covers everything, is a `UserError`.
+
     Args:
         generators: one an image (`robustsynth.randomness.image_generators`).
         size: (H, W) of the images.
         side: pixels of the patch's side. Santurkar et al. 2019 take 60 at 224 (Appendix A.8).
         border: pixels between the patch and each edge, at least.
-
-    Raises:
-        UserError: the patch does not fit, or covers everything.
 
     Example:
         >>> from robustsynth.randomness import image_generators
@@ -172,14 +156,10 @@ def random_patch_masks(
 
 
 def check_mask(mask: Tensor, images: Tensor) -> Tensor:
-    """A mask (N, 1, H, W) of 0 and 1 for images, in their dtype and on their device.
+    """A mask (N, 1, H, W) of 0 and 1 for images (N, C, H, W), in their dtype and on their device.
 
-    Args:
-        mask: (N, 1, H, W), or (1, H, W) or (1, 1, H, W) for all images; 0 and 1 as float, integer or bool.
-        images: (N, C, H, W).
-
-    Raises:
-        UserError: another shape, other values, or a mask that fills nothing or everything of an image.
+    `mask` is (N, 1, H, W), or (1, H, W) or (1, 1, H, W) for all images; 0 and 1 as float, integer or bool. Another
+    shape, other values, or a mask that fills nothing or everything of an image is a `UserError`.
 
     Example:
         >>> images = torch.zeros(2, 3, 1, 2)
@@ -218,10 +198,6 @@ def _named(size: Sequence[int]) -> str:
     return f"{size[1]}×{size[0]} pixels (width×height)"
 
 
-def _as_mask(chosen: np.ndarray) -> Tensor:
-    return torch.from_numpy(chosen.astype(np.float32))[None]
-
-
 def _marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
     """Which pixels of uint8 (H, W, 3) are marked, by rules 2 and 3 of `load_mask`; None if neither applies."""
     # By colour rather than by pixel: drawings have few, and photographs fewer than pixels.
@@ -230,24 +206,15 @@ def _marked_pixels(pixels: np.ndarray) -> np.ndarray | None:
     counts = np.bincount(packed.ravel(), minlength=1 << 24)
     present = counts.nonzero()[0]
     colours = np.stack([present >> 16, present >> 8 & 255, present & 255])
-    marked = _marked_colours(colours, counts[present])
+    if np.ptp(colours, axis=0).max() <= SAME_COLOUR:
+        marked = _brighter(colours.mean(axis=0), counts[present])
+    else:
+        marked = _unlike_background(colours, counts[present])
     if marked is None:
         return None
     table = np.zeros(1 << 24, dtype=bool)
     table[present] = marked
     return table[packed]
-
-
-def _marked_colours(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-    """Which of an image's colours (3, K) are marks, given how many pixels have each."""
-    if np.ptp(colours, axis=0).max() <= SAME_COLOUR:
-        return _brighter(colours.mean(axis=0), counts)
-    background = _background(colours, counts)
-    if background is None:
-        return None
-    # A quarter of the way to the mark that differs most, because JPEG blurs colours beyond their edge.
-    distance = np.abs(colours - background[:, None]).max(axis=0)
-    return distance > max(SAME_COLOUR, distance.max() / 4)
 
 
 def _brighter(tones: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
@@ -260,27 +227,22 @@ def _brighter(tones: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
     return bright if counts[between].sum() <= (1 - FLAT_SHARE) * counts.sum() else None
 
 
-def _background(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-    """The commonest colour, if the image consists of few flat colours."""
+def _unlike_background(colours: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+    """Which of the colours (3, K) differ from the commonest, if the image consists of few flat colours."""
     enough = (1 - FLAT_SHARE) * counts.sum()
-    commonest = None
+    distances = []
+    left, left_counts = colours, counts
     for _ in range(FLAT_COLOURS):
         # 32 cells a channel, numbered.
-        cells = (colours[0] // 8 * 32 + colours[1] // 8) * 32 + colours[2] // 8
-        common = cells == np.bincount(cells, weights=counts).argmax()
-        colour = np.array([_median(values, counts[common]) for values in colours[:, common]])
-        commonest = colour if commonest is None else commonest
-        left = np.abs(colours - colour[:, None]).max(axis=0) > SAME_COLOUR
-        colours, counts = colours[:, left], counts[left]
-        if counts.sum() <= enough:
-            return commonest
+        cells = (left[0] // 8 * 32 + left[1] // 8) * 32 + left[2] // 8
+        common = cells == np.bincount(cells, weights=left_counts).argmax()
+        reached = [np.bincount(values, left_counts[common]).cumsum() for values in left[:, common]]
+        medians = [np.searchsorted(r, r[-1] / 2, side) for r in reached for side in ("left", "right")]
+        colour = np.reshape(medians, (3, 2)).mean(axis=1, keepdims=True)
+        distances.append(np.abs(colours - colour).max(axis=0))
+        others = np.abs(left - colour).max(axis=0) > SAME_COLOUR
+        left, left_counts = left[:, others], left_counts[others]
+        if left_counts.sum() <= enough:
+            # A quarter of the way to the mark that differs most, because JPEG blurs colours beyond their edge.
+            return distances[0] > max(SAME_COLOUR, distances[0].max() / 4)
     return None
-
-
-def _median(values: np.ndarray, counts: np.ndarray) -> float:
-    """The median of values that occur so many times each."""
-    order = values.argsort(kind="stable")
-    reached = counts[order].cumsum()
-    half = reached[-1] / 2
-    low, high = (values[order[np.searchsorted(reached, half, side=side)]] for side in ("left", "right"))
-    return float(low + high) / 2

@@ -1,7 +1,6 @@
 """Resampling images to another size, back-projection, and blurring.
 
-Resampling is one small matrix for the rows and one for the columns. This gives exact area averages for any pair of
-sizes, the kernels of Pillow, and gradients.
+One small matrix for the rows and one for the columns give exact area averages, the kernels of Pillow, and gradients.
 """
 
 from __future__ import annotations
@@ -20,15 +19,9 @@ from robustsynth.errors import UnknownNameError, UserError
 def resample(images: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
     """Images (N, C, H, W) at another size (h, w), differentiably; values may leave [0, 1] a little.
 
-    Args:
-        images: (N, C, H, W).
-        size: (h, w).
-        kernel: ``area`` (each pixel is the average of the area that it covers), ``nearest``, ``bilinear``, ``bicubic``
-            or ``lanczos``. The last three are widened where the size shrinks, as in Pillow.
-
-    Raises:
-        UnknownNameError: another kernel.
-        UserError: a size below one pixel.
+    The kernel is ``area`` (each pixel is the average of the area that it covers), ``nearest``, ``bilinear``,
+    ``bicubic`` or ``lanczos``. The last three are widened where the size shrinks, as in Pillow. A size below one pixel
+    is a `UserError`.
 
     Example:
         >>> resample(torch.tensor([[[[0.0, 1.0, 1.0]]]]), (1, 1), "area").item()
@@ -50,15 +43,10 @@ def resample(images: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> 
 
 
 def back_project(images: Tensor, low: Tensor, *, rounds: int = 1, kernel: str = "bicubic") -> Tensor:
-    """Images whose area averages are nearer to `low` (Irani and Peleg 1991).
+    """Images (N, C, H, W) in [0, 1] whose area averages are nearer to `low` (N, C, h, w) (Irani and Peleg 1991).
 
-    Each round adds the enlarged difference between `low` and the averaged image.
-
-    Args:
-        images: (N, C, H, W) in [0, 1], as are the results.
-        low: (N, C, h, w), the averages wanted.
-        rounds: number of rounds.
-        kernel: enlarges the difference. With ``area`` one round is exact but for clamping, and shows blocks.
+    Each round adds the difference between `low` and the averaged image, enlarged by the kernel. With ``area`` one
+    round is exact but for clamping, and shows blocks.
 
     Example:
         >>> low = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -49,7 +49,8 @@ def sheet(
     """Rows of images on white, as one uint8 image (H, W, 3).
 
     Text is written in an installed font that has its letters. Where there is none, letters lose their accents or class
-    names become numbers, and the foot of the sheet says so. It also says what is left out.
+    names become numbers, and the foot of the sheet says so. It also says what is left out. No images, or rows of other
+    lengths than the titles, are a `UserError`.
 
     Args:
         rows: of uint8 images (h, w, C) of any sizes, at most `MOST_ROWS`; None is a grey cell.
@@ -62,9 +63,6 @@ def sheet(
         cell: images whose longer side is less are enlarged up to it by whole factors; those of more than `LARGEST_CELL`
             are reduced to that.
         width: pixels that the columns may take side by side, such as `PAGE`; further groups go below. None for any.
-
-    Raises:
-        UserError: nothing to show, or rows of other lengths than the titles.
 
     Example:
         >>> image = np.zeros((32, 32, 3), np.uint8)
@@ -84,7 +82,7 @@ def sheet(
     wide = max((image.width for row in shown for image in row if image is not None), default=side)
     heights = [max((image.height for image in row if image is not None), default=side) for row in shown]
     bands = _bands(titles or [""] * columns, wide, width)
-    fronts = [_label(text, label, height) for label, height in zip(labels, heights, strict=False)]
+    fronts = [text.label(label, height) for label, height in zip(labels, heights, strict=False)]
     left = MARGIN + max((block.width + MARGIN for front in fronts for block in front), default=0)
     across = left - MARGIN + max(band[-1][1][-1][1] + wide for band in bands)
     placed: list[tuple[int, int, Image.Image | _Block]] = []
@@ -136,10 +134,7 @@ def sheet(
 
 
 def _bands(titles: Sequence[str], wide: int, width: int | None) -> list[list[tuple[str, list[tuple[int, int]]]]]:
-    """Groups of columns, as many side by side as fit and as even as can be; of a group that is too wide, what fits.
-
-    A group is a title and its columns, each with the pixels to its left.
-    """
+    """Groups of columns, as many side by side as fit: titles, each with its columns and the pixels to their left."""
     groups = [(title, list(found)) for title, found in groupby(range(len(titles)), titles.__getitem__)]
     each = len(groups)
     if width is not None:
@@ -197,10 +192,7 @@ def in_rows(images: Any, columns: int) -> list[Any]:
 def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8) -> Image.Image | None:
     """Show images below the cell of a notebook; elsewhere return them as one Pillow image.
 
-    Args:
-        images: as for `robustsynth.images.as_images`.
-        captions: one for each image.
-        columns: images a row.
+    `images` are as for `robustsynth.images.as_images`, `columns` of them a row, with one caption each.
 
     Example:
         >>> import torch
@@ -217,7 +209,9 @@ def show(images: Any, captions: Sequence[str] | None = None, *, columns: int = 8
 
 
 def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None, seconds: float = 4.0) -> list[Path]:
-    """Write images to files.
+    """Write images to files, and return the paths.
+
+    Several images for one file, no images, or several sizes where one is needed are a `UserError`.
 
     Args:
         images: as for `robustsynth.images.as_images`.
@@ -226,12 +220,6 @@ def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None
             ``arr_0``, uint8 (N, H, W, C). Otherwise a folder for ``000000.png``, ``000001.png`` ….
         text: text chunks of each PNG (`robustsynth.images.png_text`).
         seconds: length of an animation.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: several images for one file, no images, or images of several sizes where one is needed.
 
     Example:
         >>> import tempfile, torch
@@ -254,10 +242,8 @@ def save(images: Any, path: Path | str, *, text: Mapping[str, str] | None = None
         return [path]
     single = ending in (".png", ".jpg", ".jpeg", ".webp")
     if single and len(each) > 1 and "{" not in path.name:
-        several = path.with_name(f"{path.stem}-{{}}{path.suffix}")
-        raise UserError(
-            f"expected one image for {path}, got {len(each)}; name a folder, or a pattern such as {several}"
-        )
+        remedy = f"name a folder, or a pattern such as {path.with_name(f'{path.stem}-{{}}{path.suffix}')}"
+        raise UserError(f"expected one image for {path}, got {len(each)}; {remedy}")
     files = [path.with_name(path.name.format(i)) if single else path / f"{i:06d}.png" for i in range(len(each))]
     for file, image in zip(files, each, strict=True):
         if file.suffix.lower() == ".png":
@@ -350,8 +336,20 @@ class _Text:
         assert font is not None
         lines = _wrapped(written, font, width)
         if most is not None and len(lines) > most:
-            lines = [*lines[: most - 1], _shortened(" ".join(lines[most - 1 :]), font, width)]
+            kept = rest = " ".join(lines[most - 1 :])
+            while kept and font.getlength(kept if kept == rest else kept + "...") > width:
+                kept = kept[:-1]
+            lines = [*lines[: most - 1], kept if kept == rest else kept.rstrip(" ,") + "..."]
         return _Block(tuple(lines), font, size, width / 2 if centred else None)
+
+    def label(self, label: str | Sequence[str], height: int) -> list[_Block]:
+        """A name in as many lines as it needs, and below it as many lines as the row is high enough for."""
+        name, *about = [label] if isinstance(label, str) else label or [""]
+        blocks = [self.block(name, NAME, LABEL_WIDTH)]
+        blocks += [self.block(line, SMALL, LABEL_WIDTH, most=1) for line in about]
+        while len(blocks) > 1 and sum(block.height for block in blocks) > height:
+            blocks.pop()
+        return blocks
 
     def written(self, text: str) -> str:
         """The text in letters that a font has: class names as numbers, letters without accents, at worst as "?"."""
@@ -368,16 +366,6 @@ class _Text:
         return text
 
 
-def _label(text: _Text, label: str | Sequence[str], height: int) -> list[_Block]:
-    """A name in as many lines as it needs, and below it as many lines as the row is high enough for."""
-    name, *about = [label] if isinstance(label, str) else label or [""]
-    blocks = [text.block(name, NAME, LABEL_WIDTH)]
-    blocks += [text.block(line, SMALL, LABEL_WIDTH, most=1) for line in about]
-    while len(blocks) > 1 and sum(block.height for block in blocks) > height:
-        blocks.pop()
-    return blocks
-
-
 def _transliterated(text: str) -> str:
     """Without accents and ligatures."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_PLAIN))
@@ -392,10 +380,8 @@ def _font_for(text: str) -> str | None:
 @functools.cache
 def _has(font: str, letter: str) -> bool:
     face = _face(font, NAME)
-    if face is None or letter.isspace():
-        return face is not None
     # What a font lacks it draws as a box, as it does what is no character at all.
-    return _glyph(face, letter) != _glyph(face, "\uffff")
+    return face is not None and (letter.isspace() or _glyph(face, letter) != _glyph(face, "\uffff"))
 
 
 def _glyph(face: ImageFont.FreeTypeFont, letter: str) -> bytes:
@@ -406,17 +392,11 @@ def _glyph(face: ImageFont.FreeTypeFont, letter: str) -> bytes:
 
 @functools.cache
 def _face(font: str, size: int) -> ImageFont.FreeTypeFont | None:
-    if font == _BUILT_IN:
-        built_in = ImageFont.load_default(size)
-        assert isinstance(built_in, ImageFont.FreeTypeFont)
-        return built_in
-    if size != NAME:  # Looked for once.
-        found = _face(font, NAME)
-        return None if found is None else found.font_variant(size=size)
     try:
-        return ImageFont.truetype(font, size)
+        found = ImageFont.load_default(size) if font == _BUILT_IN else ImageFont.truetype(font, size)
     except OSError:
         return None
+    return found if isinstance(found, ImageFont.FreeTypeFont) else None
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
@@ -434,11 +414,3 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]
             word = word[fits:]
         lines.append(word)
     return lines
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """As much of the text as fits, with an ellipsis if that is not all."""
-    kept = text
-    while kept and font.getlength(kept if kept == text else kept + "...") > width:
-        kept = kept[:-1]
-    return text if kept == text else kept.rstrip(" ,") + "..."

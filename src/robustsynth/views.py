@@ -1,7 +1,6 @@
 """Views: how a classifier of one image size is shown an image of any size.
 
-The image stays at its own size. The classifier is shown square parts of it, each resized to the size that it was
-trained at, and gradients flow back through the resizing.
+The classifier is shown square parts of it, each resized to its own size; gradients flow back through the resizing.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ class View:
 
 
 def choose_views(size: tuple[int, int], side: int, kind: str | None = None) -> list[View]:
-    """The parts of an image that a classifier is shown.
+    """The parts of an image of `size` (H, W) that a classifier of images of `side` × `side` pixels is shown.
 
     Args:
-        size: (H, W) of the image.
-        side: of the classifier's square images.
+        size: of the image.
+        side: of the classifier's images.
         kind: ``whole``, the image squeezed into one square; ``squares``, overlapping squares along its longer side;
             ``tiles``, overlapping squares of `side` pixels; None for whole up to an aspect ratio of 4:3, else squares.
 
@@ -62,13 +61,13 @@ View(top=0, left=144, height=96, width=96)]
     if kind == "whole":
         return [View(0, 0, height, width)]
     edge = min(height, width) if kind == "squares" else min(height, width, side)
-    rows, columns = _places(height, edge), _places(width, edge)
-    if len(rows) * len(columns) > MOST:
+    views = [View(top, left, edge, edge) for top in _places(height, edge) for left in _places(width, edge)]
+    if len(views) > MOST:
         raise UserError(
-            f"expected an image that {MOST} {kind} cover, got one of {width}×{height} pixels that takes "
-            f"{len(rows) * len(columns)}; give views=whole, or reduce the image"
+            f"expected an image that {MOST} {kind} cover, got one of {width}×{height} pixels that takes {len(views)}; "
+            "give views=whole, or reduce the image"
         )
-    return [View(top, left, edge, edge) for top in rows for left in columns]
+    return views
 
 
 def _places(length: int, edge: int) -> list[int]:
@@ -79,21 +78,20 @@ def _places(length: int, edge: int) -> list[int]:
     return [round(i * (length - edge) / (count - 1)) for i in range(count)]
 
 
+@dataclass(frozen=True, eq=False)
 class Viewed:
     """A network of images of any size (N, C, H, W), whose outputs (N, K) are averages over views.
 
-    Args:
-        network: images (N, C, side, side) to (N, K).
-        views: parts of the images.
-        side: of the network's images.
+    `network` maps images (N, C, side, side) to (N, K).
 
     Example:
         >>> Viewed(lambda x: x.mean((2, 3)), [View(0, 0, 4, 4)], side=2)(torch.ones(1, 3, 4, 4)).tolist()
         [[1.0, 1.0, 1.0]]
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], views: Sequence[View], side: int) -> None:
-        self.network, self.views, self.side = network, views, side
+    network: Callable[[Tensor], Tensor]
+    views: Sequence[View]
+    side: int
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K)."""
@@ -189,11 +187,8 @@ def check_size(height: int, width: int) -> None:
         Traceback (most recent call last):
         robustsynth.errors.UserError: expected images of at least 8×8 pixels, got 1×1; choose a larger one
     """
+    got = f"got {width}×{height}"
     if min(height, width) < SMALLEST:
-        raise UserError(
-            f"expected images of at least {SMALLEST}×{SMALLEST} pixels, got {width}×{height}; choose a larger one"
-        )
+        raise UserError(f"expected images of at least {SMALLEST}×{SMALLEST} pixels, {got}; choose a larger one")
     if height * width > LARGEST:
-        raise UserError(
-            f"expected images of at most {LARGEST // 1_000_000} megapixels, got {width}×{height}; reduce it first"
-        )
+        raise UserError(f"expected images of at most {LARGEST // 1_000_000} megapixels, {got}; reduce it first")
