@@ -59,9 +59,7 @@ class FeaturesRun:
         self.model = model = load_model(options["model_name"], device=options["device"])
         units, classes = options["units"], options["classes"]
         if units is not None and classes is not None:
-            raise UserError(
-                "expected --units or --classes, got both; units are chosen for classes where none are given"
-            )
+            raise UserError("expected --units or --classes, got both; units are chosen for classes if none are given")
         if units is None:
             wanted = parse_classes(classes or "all", model.classes, model.class_index)
             units = choose_units(model, wanted, num=options["num"])

@@ -250,15 +250,7 @@ def _files_of(folder: Any) -> list[str]:
 
 
 def spread_labels(classes: Sequence[int], num: int) -> Tensor:
-    """`num` labels spread evenly over `classes`, grouped by class; the first classes get what is left over.
-
-    Raises:
-        UserError: fewer than one image.
-
-    Example:
-        >>> spread_labels([3, 8], 5).tolist()
-        [3, 3, 3, 8, 8]
-    """
+    """`num` labels spread evenly over `classes`, grouped by class; the first classes get what is left over."""
     import torch
 
     if num < 1:

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from robustsynth.run_folder import RunFolder
     from robustsynth.solver import Progress
 
-STOPPED = 130
-"""Exit status of a command that was stopped by Ctrl-C, as shells have it."""
-
-FRAMES = 60
-"""Of an animation, at most."""
+STOPPED = 130  # exit status of a command that was stopped by Ctrl-C, as shells have it
+FRAMES = 60  # of an animation, at most
 
 
 def say(text: str) -> None:

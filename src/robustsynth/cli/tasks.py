@@ -155,6 +155,7 @@ class ImageRun:
         self.call.execute(*self.folder.execution(options["precision"], options["batch_size"]))
         self.missing = [place for place, image in enumerate(self.images) if not self._is_there(image)]
         self.given: dict[str, dict[str, np.ndarray]] = {}
+        self.written: set[int] = set()
 
     def run(self) -> None:
         """Do what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
@@ -162,7 +163,6 @@ class ImageRun:
         self._say()
         missing = set(self.missing)
         wanted = [index for index, place in enumerate(call.sources) if place in missing]
-        results: dict[int, np.ndarray] = {}
         failures, last = {}, None
         total = len(wanted) * max(self.settings.steps, 1) * call.runs
         with runs.stoppable() as asked:
@@ -175,7 +175,7 @@ class ImageRun:
                     failures |= progress.failures
                     names = {index: self.names[index] for index in progress.indices if index not in progress.failures}
                     animations.write(folder.out, names, progress)
-                    self._write(progress, results)
+                    self._write(progress)
             if last is not None and not last.finished:
                 self._write_unfinished(last)
             elif last is not None:
@@ -234,21 +234,18 @@ class ImageRun:
             name = self.images[self.call.sources[index]].name
             self.given[name] = {title: fitted(images[row]) for title, images in given.items()}
 
-    def _write(self, progress: Progress, results: dict[int, np.ndarray]) -> None:
-        """The results of each image all of whose results are there now."""
+    def _write(self, progress: Progress) -> None:
+        """Write the results of a batch, and the record of each image all of whose results are there now."""
         from robustsynth.images import save_png, to_uint8
 
         endings, stated = len(self.call.endings), progress.stated
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
             if index in progress.failures:
                 continue
-            results[index] = image
+            self.written.add(index)
             save_png(self.folder.out / f"{self.names[index]}.png", image, text=self._text(progress, row))
             place = self.call.sources[index]
-            every = range(place * endings, (place + 1) * endings)
-            if all(other in results for other in every):
-                for other in every:
-                    del results[other]
+            if self.written.issuperset(range(place * endings, (place + 1) * endings)):
                 label = {}
                 if stated.labels is not None and "targets" not in self.call.inputs:
                     label = {"label": self.model.classes[int(stated.labels[row])], "predicted": stated.predicted}
