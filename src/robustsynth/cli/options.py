@@ -1,4 +1,5 @@
-"""Command-line options made from settings classes, so that a new field appears by itself."""
+"""Command-line options made from settings classes, and commands made from the table of tasks: a new field or task appears
+by itself."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from typing import Any
 
 import click
 
+from robustsynth.cli.progress import sole_writer
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import BEST, knows_task, preset_names
-from robustsynth.tasks.task import Option, attribute_help
+from robustsynth.tasks.task import Option, Task, attribute_help
 
 
 def in_order(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -121,6 +123,28 @@ run_options = in_order(
     click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
 )
 """The options that every command on images has."""
+
+
+def task_command(task: Task) -> click.Command:
+    """The command of a task: images in, one PNG for each result, a figure and the settings out."""
+
+    def command(images: tuple[str, ...], **options: Any) -> None:
+        from robustsynth.cli.tasks import ImageRun
+
+        with sole_writer(options["out"]):
+            ImageRun(task, images, options).run()
+
+    inputs = {option.flag: option for each in task.inputs for option in each.options}
+    decorate = in_order(
+        click.argument("images", nargs=-1, required=True, type=click.Path()),
+        *(option_of(option) for option in inputs.values()),
+        click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder."),
+        out_option,
+        settings_options(task.settings, task.name),
+        run_options,
+    )
+    help_text = f"{task.summary.replace('`', '')}\n\n{task.details.replace('`', '')}"
+    return click.command(task.name, help=help_text, short_help=task.summary.replace("`", ""))(decorate(command))
 
 
 def parse_classes(text: str, classes: tuple[str, ...], index: Callable[[str], int]) -> list[int]:

@@ -1,49 +1,27 @@
-"""The commands of the tasks that are given images, made from the table of tasks."""
+"""What the commands on images do: images in, one PNG for each result, a figure and the settings out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import click
+import numpy as np
+from torch import Tensor
 
 from robustsynth.cli import progress as runs
-from robustsynth.cli.options import in_order, option_of, out_option, run_options, settings_options
 from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
+from robustsynth.files import sha256
+from robustsynth.images import LoadedImage, image_files, read_image, save_png, to_uint8
+from robustsynth.models.store import load_model
+from robustsynth.run_folder import FIGURE_FILE, SETTINGS_FILE, SHEETS, RunFolder, damaged, model_identity
+from robustsynth.sheet import MOST_ROWS, fitted, sheet
+from robustsynth.solver import Progress
+from robustsynth.tasks.call import Call
 from robustsynth.tasks.settings import BEST, knows_task
 from robustsynth.tasks.task import Task
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from robustsynth.images import LoadedImage
-    from robustsynth.run_folder import RunFolder
-    from robustsynth.solver import Progress
-    from robustsynth.tasks.call import Call
-
-
-def task_command(task: Task) -> click.Command:
-    """The command of a task: images in, one PNG for each result, a figure and the settings out."""
-
-    def command(images: tuple[str, ...], **options: Any) -> None:
-        with runs.sole_writer(options["out"]):
-            ImageRun(task, images, options).run()
-
-    inputs = {option.flag: option for each in task.inputs for option in each.options}
-    decorate = in_order(
-        click.argument("images", nargs=-1, required=True, type=click.Path()),
-        *(option_of(option) for option in inputs.values()),
-        click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder."),
-        out_option,
-        settings_options(task.settings, task.name),
-        run_options,
-    )
-    help_text = f"{task.summary.replace('`', '')}\n\n{task.details.replace('`', '')}"
-    return click.command(task.name, help=help_text, short_help=task.summary.replace("`", ""))(decorate(command))
 
 
 class ImageFile:
@@ -58,8 +36,6 @@ class ImageFile:
 
     def load(self) -> LoadedImage:
         """The image, decoded unless it is kept."""
-        from robustsynth.images import read_image
-
         return self.kept or read_image(self.path, channels=self.channels)
 
 
@@ -70,9 +46,6 @@ def read_files(paths: Sequence[Path | str], *, channels: int) -> list[ImageFile]
     beside its images are no images. A single image stays decoded; of several, each is decoded again when it is used,
     because a folder may be larger than memory.
     """
-    from robustsynth.images import image_files
-    from robustsynth.run_folder import FIGURE_FILE, SETTINGS_FILE, SHEETS
-
     files: list[Path] = []
     for path in map(Path, paths):
         sheets = SHEETS if (path / SETTINGS_FILE).exists() else ()
@@ -96,11 +69,6 @@ class ImageRun:
     """One call of a command on images."""
 
     def __init__(self, task: Task, images: Sequence[str], options: dict[str, Any]) -> None:
-        from robustsynth.files import sha256
-        from robustsynth.models.store import load_model
-        from robustsynth.run_folder import RunFolder, model_identity
-        from robustsynth.tasks.call import Call
-
         self.animations = runs.Animations(options["trajectory"])
         self.task, self.options = task, options
         self.model = load_model(options["model_name"], device=options["device"])
@@ -186,8 +154,6 @@ class ImageRun:
     def _load(self, index: int) -> Tensor:
         """An image to work on. Neither the figure nor the next batch, which may have more results of it, need decode
         it again."""
-        from robustsynth.sheet import MOST_ROWS, fitted
-
         if self.loaded is None or self.loaded[0] != index:
             image = self.images[index]
             decoded = image.load()
@@ -210,8 +176,6 @@ class ImageRun:
             say(f"{len(self.images) - len(self.missing)} of {len(self.images)} images are there already")
 
     def _end(self, failures: dict[int, int]) -> None:
-        from robustsynth.sheet import MOST_ROWS
-
         done = [place for place in self.missing if self.images[place].name in self.made]
         if failures:
             named = [f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())]
@@ -224,9 +188,6 @@ class ImageRun:
 
     def _note_given(self, progress: Progress) -> None:
         """What the task worked from, to be shown in the figure beside the source."""
-        from robustsynth.images import to_uint8
-        from robustsynth.sheet import MOST_ROWS, fitted
-
         if progress.step or progress.run or len(self.given) >= MOST_ROWS:
             return
         given = {title: to_uint8(images) for title, images in progress.stated.given.items()}
@@ -236,8 +197,6 @@ class ImageRun:
 
     def _write(self, progress: Progress) -> None:
         """Write the results of a batch, and the record of each image all of whose results are there now."""
-        from robustsynth.images import save_png, to_uint8
-
         endings, stated = len(self.call.endings), progress.stated
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
             if index in progress.failures:
@@ -271,8 +230,6 @@ class ImageRun:
         return self.folder.png_text(**named, **more)
 
     def _write_unfinished(self, progress: Progress) -> None:
-        from robustsynth.images import to_uint8
-
         names = {index: f"unfinished/{self.names[index]}" for index in progress.indices}
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
             text = self._text(progress, row, stopped_at_step=progress.taken)
@@ -282,9 +239,6 @@ class ImageRun:
 
     def _draw(self) -> None:
         """The first images that there are results of, also of earlier runs."""
-        from robustsynth.images import read_image, save_png
-        from robustsynth.sheet import MOST_ROWS, fitted, sheet
-
         shown = [image for image in self.images if image.name in self.made and self._is_there(image, self.files)]
         titles = list(dict.fromkeys(title for given in self.given.values() for title in given))
         rows: list[list[np.ndarray]] = []
@@ -308,8 +262,6 @@ class ImageRun:
 
 def _results_of(record: Any, out: Path) -> dict[str, Any]:
     """What a run of this record made, by image. A damaged record is refused."""
-    from robustsynth.run_folder import damaged
-
     found: dict[str, Any] = {}
     for key in ("pictures", "images"):  # The first is version 0.1.0's.
         made = record.get(key, {})
