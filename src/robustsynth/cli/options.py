@@ -1,5 +1,4 @@
-"""Command-line options made from settings classes, and commands made from the table of tasks: a new field or task appears
-by itself."""
+"""Options made from settings classes, and commands made from the table of tasks: what is new appears by itself."""
 
 from __future__ import annotations
 
