@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from robustsynth.cli import main
-from robustsynth.cli.progress import STOPPED, Animations, check_trajectory, stoppable
+from robustsynth.cli.progress import STOPPED, Animations, stoppable
 from robustsynth.errors import UserError
 from robustsynth.images import png_text, read_image, save_png
 
@@ -161,7 +161,7 @@ def test_a_folder_of_starts_is_known_by_what_is_in_it(tiny_folder, tmp_path, mon
 
 
 def test_animations_need_what_writes_them():
-    check_trajectory(None)
-    check_trajectory("gif")
+    Animations(None)
+    Animations("gif")
     with pytest.raises(UserError, match="gif"):
-        check_trajectory("webm")
+        Animations("webm")

@@ -28,7 +28,7 @@ class Commands(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         if cmd_name in TASKS and cmd_name != "generate":
-            return importlib.import_module("robustsynth.cli.tasks").task_command(TASKS[cmd_name])
+            return importlib.import_module("robustsynth.cli.options").task_command(TASKS[cmd_name])
         if cmd_name in ("import", "publish"):
             return getattr(importlib.import_module("robustsynth.cli.models"), f"{cmd_name}_command")
         return importlib.import_module(f"robustsynth.cli.{cmd_name}").command

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from robustsynth.cli.options import parse_classes, settings_options
-from robustsynth.cli.progress import STOPPED, describe_model, not_finite, say, stoppable, with_bar
+from robustsynth.cli.options import machine_options, out_option, parse_classes, settings_options
+from robustsynth.cli.progress import describe_model, not_finite, say, sole_writer, stop, stoppable, with_bar
 from robustsynth.tasks.generate import GenerateSettings
 
 
 @click.command("compare")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
+@out_option
 @click.option(
     "--classes",
     default="all",
@@ -29,11 +29,7 @@ from robustsynth.tasks.generate import GenerateSettings
     "--own-settings", is_flag=True, help="Each model by its own card's settings, in place of the same for all."
 )
 @settings_options(GenerateSettings, "generate")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=None, help="Measured, for three turns or more, if not given."
-)
-@click.option("--device", default=None, help="Any that torch names, such as cpu or cuda; tested on cpu.")
+@machine_options(batch_size="Measured, for three turns or more, if not given.")
 @click.option("--overwrite", is_flag=True, help="Replace what another comparison wrote to the folder.")
 def command(models: tuple[str, ...], out: str, classes: str, device: str | None, overwrite: bool, **asked: Any) -> None:
     """Draw the same class seeds with several MODELS, as one figure beside a table of accuracy, size and time.
@@ -44,9 +40,8 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
 
     robustsynth compare cifar10 cifar10-standard --out contrast
     """
-    from robustsynth.files import only_writer
     from robustsynth.models.store import load_model
-    from robustsynth.run_folder import FIGURE_FILE, RunFolder
+    from robustsynth.run_folder import FIGURE_FILE
     from robustsynth.tasks import compare
 
     loaded = [load_model(name, device=device) for name in models]
@@ -57,7 +52,7 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
         wanted = [known[place] for place in places]
     plan = compare.plan_comparison(loaded, wanted, names=_names(models), given=given, **asked)
     # The folder is looked at by its only writer: another command may have written there a moment ago.
-    with only_writer(RunFolder.path_of(out)):
+    with sole_writer(out):
         folder = compare.comparison_folder(out, plan, overwrite=overwrite)
         for model in loaded:
             say(describe_model(model))
@@ -71,12 +66,10 @@ def command(models: tuple[str, ...], out: str, classes: str, device: str | None,
         result = drawing.result()
         count = int(result.drawn.sum())
         if not count and not result.complete:
-            say("stopped before the first images were done; nothing was written")
-            raise SystemExit(STOPPED)
+            stop("stopped before the first images were done; nothing was written")
         click.echo(compare.write_comparison(folder, result))
     if not result.complete:
-        say(f"stopped; {count} of {result.drawn.numel()} images are in {folder.out / FIGURE_FILE}")
-        raise SystemExit(STOPPED)
+        stop(f"stopped; {count} of {result.drawn.numel()} images are in {folder.out / FIGURE_FILE}")
     if any(result.failures):
         failed = [f"{len(f)} of {name}" for name, f in zip(plan.names, result.failures, strict=True) if f]
         raise not_finite(failed, f"the other images are in {folder.out}")

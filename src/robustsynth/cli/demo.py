@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,9 @@ import click
 from robustsynth.cli.progress import describe_model, interactive, say
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-EACH = 8
-"""Images of each class."""
+EACH = 8  # images of each class
 
 
 @click.command("demo")
@@ -51,17 +48,15 @@ def command(out: str, seed: int, device: str | None) -> None:
                     forming[index].append(progress.previews[row])
     result = drawing.result()
 
-    def by_class(names: Sequence[str], images: Tensor) -> np.ndarray:
-        return class_sheet(names, to_uint8(images).__getitem__)
-
     for name, images, what in (
         ("seeds.png", result.seeds, "where every image starts: draws of class normals"),
         ("generated.png", result.images[0], "what the robust classifier draws"),
         ("standard.png", result.images[1], "the same with its standard counterpart"),
     ):
-        save_png(folder / name, by_class(plan.classes, images))
+        save_png(folder / name, class_sheet(plan.classes, to_uint8(images).__getitem__))
         click.echo(f"{folder / name}  {what}")
-    frames = [by_class(robust.classes, torch.stack(each)) for each in zip(*forming.values(), strict=True)]
+    batches = (to_uint8(torch.stack(each)) for each in zip(*forming.values(), strict=True))
+    frames = [class_sheet(robust.classes, batch.__getitem__) for batch in batches]
     save_animation(folder / "forming.gif", frames)
     click.echo(f"{folder / 'forming.gif'}  {len(forming)} images forming, step by step")
     click.echo(f"took {time.monotonic() - started:.0f} s")

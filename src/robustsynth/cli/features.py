@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli.options import Numbers, parse_classes, run_options, settings_options
-from robustsynth.cli.progress import (
-    STOPPED,
-    Animations,
-    check_trajectory,
-    interactive,
-    say,
-    say_run,
-    stoppable,
-    with_bar,
-)
+from robustsynth.cli import progress as runs
+from robustsynth.cli.options import Numbers, out_option, parse_classes, run_options, settings_options
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import FeatureSettings
 
@@ -40,7 +32,7 @@ ATLAS_FILE, FEATURES_FILE = "atlas.png", "features.json"
 @click.option("--data", default=None, help="Show top images of it: a folder of class folders or parquet files, a name.")
 @click.option("--split", default="test", show_default=True, help="Which part of the data.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise drawn from.")
-@click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
+@out_option
 @settings_options(FeatureSettings)
 @run_options
 def command(**options: Any) -> None:
@@ -50,10 +42,7 @@ def command(**options: Any) -> None:
     it speaks for. Writes atlas.png, features.json, settings.json and each drawn image into the folder, and with
     --trajectory how each comes about. Stopped by Ctrl-C, the same command goes on with the units that are missing.
     """
-    from robustsynth.files import only_writer
-    from robustsynth.run_folder import RunFolder
-
-    with only_writer(RunFolder.path_of(options["out"])):
+    with runs.sole_writer(options["out"]):
         FeaturesRun(options).run()
 
 
@@ -66,14 +55,11 @@ class FeaturesRun:
         from robustsynth.run_folder import RunFolder, model_identity
         from robustsynth.tasks.features import check_units, choose_units, resolve_features
 
-        check_trajectory(options["trajectory"])
-        self.trajectory: str | None = options["trajectory"]
+        self.animations = runs.Animations(options["trajectory"])
         self.model = model = load_model(options["model_name"], device=options["device"])
         units, classes = options["units"], options["classes"]
         if units is not None and classes is not None:
-            raise UserError(
-                "expected --units or --classes, got both; units are chosen for classes where none are given"
-            )
+            raise UserError("expected --units or --classes, got both; units are chosen for classes if none are given")
         if units is None:
             wanted = parse_classes(classes or "all", model.classes, model.class_index)
             units = choose_units(model, wanted, num=options["num"])
@@ -104,23 +90,21 @@ class FeaturesRun:
         from robustsynth.sheet import MOST_ROWS
 
         units, folder = self.units, self.folder
-        say_run(self.model, dataclasses.asdict(self.settings), self.execution, seed=self.seed)
+        runs.say_run(self.model, dataclasses.asdict(self.settings), self.execution, seed=self.seed)
         if len(self.missing) < len(units):
             say(f"{len(units) - len(self.missing)} of {len(units)} units are there already")
-        animations = Animations(self.trajectory)
         names = dict(enumerate(name for unit in self.missing for name in self._names(unit)))
         total = len(names) * self.settings.steps
-        with stoppable() as asked:
-            for progress in with_bar(self._steps(asked), total=total, name="drawing", asked=asked):
-                animations.add(progress)
+        with runs.stoppable() as asked:
+            for progress in runs.with_bar(self._steps(asked), total=total, name="drawing", asked=asked):
+                self.animations.add(progress)
                 if progress.finished:
-                    animations.write(folder.out, names, progress)
+                    self.animations.write(folder.out, names, progress)
         self._draw()
         done = sum(map(self._is_there, units))
         if done < len(units):
             kept = f"what was done, {done} of {len(units)} units, is in {folder.out}" if done else "nothing is done"
-            say(f"stopped; {kept}")
-            raise SystemExit(STOPPED)
+            runs.stop(f"stopped; {kept}")
         for unit in units:
             speaks = ", ".join(f"{name} {weight:+.2f}" for name, weight in self.rows[unit].classes) or "no class known"
             click.echo(f"unit {unit:4}  reaches {max(self.rows[unit].activations):5.1f}  {speaks}")
@@ -131,18 +115,16 @@ class FeaturesRun:
         """The steps of drawing what is missing. A row is written as soon as it is there."""
         from tqdm import tqdm
 
-        from robustsynth.models.execution import machine_name
         from robustsynth.tasks.features import Looked, UnitRow, feature_steps
 
         if not self.missing:
             return
         how = {"precision": self.execution.precision, "batch_size": self.execution.batch_size}
         steps = feature_steps(self.model, self.missing, self.settings, data=self.data, seed=self.seed, **how)
-        hidden = not interactive() or self.data is None or not self.settings.top
+        hidden = not runs.interactive() or self.data is None or not self.settings.top
         with tqdm(unit="image", desc="looking", disable=hidden) as looking:
             for each in steps:
-                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
-                self.folder.begin(execution=self.execution.as_dict(), machine=machine_name(self.model.device))
+                runs.begin(self.folder, self.model, self.execution)
                 if isinstance(each, UnitRow):
                     self._write(each)
                 elif isinstance(each, Looked):
@@ -158,7 +140,8 @@ class FeaturesRun:
         return [f"unit-{unit}-{number}" for number in range(self.settings.drawn)]
 
     def _is_there(self, unit: int) -> bool:
-        paths = [self.folder.out / f"{name}.{self.trajectory}" for name in self._names(unit) if self.trajectory]
+        ending = self.animations.ending
+        paths = [self.folder.out / f"{name}.{ending}" for name in self._names(unit) if ending]
         return unit in self.rows and all(path.exists() for path in paths)
 
     def _read(self) -> Iterator[UnitRow]:

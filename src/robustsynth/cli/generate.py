@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -11,17 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustsynth.cli.options import option_of, parse_classes, run_options, settings_options
-from robustsynth.cli.progress import (
-    STOPPED,
-    Animations,
-    check_trajectory,
-    not_finite,
-    say,
-    say_run,
-    stoppable,
-    with_bar,
-)
+from robustsynth.cli import progress as runs
+from robustsynth.cli.options import in_order, option_of, out_option, parse_classes, run_options, settings_options
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
 from robustsynth.tasks.generate import GENERATE, GenerateSettings
 
@@ -30,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from robustsynth.models.classifier import Classifier
-    from robustsynth.models.execution import Execution
     from robustsynth.processes import Workers
     from robustsynth.solver import Progress
 
@@ -43,24 +35,19 @@ together: torchrun --nproc-per-node 4 -m robustsynth generate …
 
 
 def _command(**options: Any) -> None:
-    from robustsynth.files import only_writer
     from robustsynth.processes import Workers
-    from robustsynth.run_folder import RunFolder
 
     workers = Workers.from_environment()
     device = workers.device(options["device"])
-    with workers.joined(device), workers.errors_reported_once():
-        if workers.first:
-            with only_writer(RunFolder.path_of(options["out"])):
-                GenerateRun(options | {"device": device}, workers).run()
-        else:
-            GenerateRun(options | {"device": device}, workers).run()
+    alone = runs.sole_writer(options["out"]) if workers.first else contextlib.nullcontext()
+    with workers.joined(device), workers.errors_reported_once(), alone:
+        GenerateRun(options | {"device": device}, workers).run()
 
 
-for _decorate in reversed((
+_with_options = in_order(
     click.option("--model", "model_name", default="cifar10", show_default=True, help="A bundled name or a folder."),
     *(option_of(option) for each in GENERATE.inputs for option in each.options),
-    click.option("--out", required=True, type=click.Path(), help="Folder to write to."),
+    out_option,
     click.option("--format", "file_format", type=click.Choice(["png", "npz"]), default="png", show_default=True),
     click.option(
         "--fit-mixtures",
@@ -70,9 +57,8 @@ for _decorate in reversed((
     ),
     settings_options(GenerateSettings, "generate"),
     run_options,
-)):  # fmt: skip
-    _command = _decorate(_command)
-command = click.command("generate", help=HELP, short_help=GENERATE.summary)(_command)
+)
+command = click.command("generate", help=HELP, short_help=GENERATE.summary)(_with_options(_command))
 
 
 @dataclass(frozen=True)
@@ -94,7 +80,7 @@ class GenerateRun:
         from robustsynth.tasks.call import Call
         from robustsynth.tasks.generation import check_targets, main_classes, named, start_identity
 
-        check_trajectory(options["trajectory"])
+        self.animations = runs.Animations(options["trajectory"])
         self.options, self.workers = options, workers
         self.model = model = load_model(options["model_name"], device=options["device"])
         given = {field.name: options[field.name] for field in dataclasses.fields(GenerateSettings)}
@@ -122,7 +108,8 @@ class GenerateRun:
             "format": options["file_format"],
             "settings": dataclasses.asdict(settings),
         } | start_identity(settings)
-        self.names = [f"{index:06d}-{_file_name(name)}" for index, name in enumerate(self.classes)]
+        parts = [re.sub(r"[^\w.+-]+", "_", name).strip("_.")[:60] for name in self.classes]
+        self.names = [f"{index:06d}-{part}" for index, part in enumerate(parts)]
         kind = NpzSamples if options["file_format"] == "npz" else PngSamples
         self.folder = folder = RunFolder(
             options["out"],
@@ -136,8 +123,9 @@ class GenerateRun:
         if folder.earlier and any("-" not in name for name in PngSamples(folder.out, []).present()):
             self.names = [name[:6] for name in self.names]  # Version 0.1.0 had numbers alone.
         precision, batch_size = folder.execution(options["precision"], options["batch_size"])
+        self.call.execute(precision, batch_size)
         # As the first process measures it, or images would be of two kinds.
-        self.execution = workers.agreed(lambda: self._chosen(precision, batch_size))
+        self.execution = workers.agreed(lambda: self.call.execution)
         self.call.execute(self.execution.precision, self.execution.batch_size)
         self.samples = kind(folder.out, self.names)
         workers.wait()  # Until all have seen the folder as it was.
@@ -147,21 +135,21 @@ class GenerateRun:
         self.missing = list(range(len(targets))) if folder.replaces else self.samples.missing()
         workers.wait()  # Or one might find what another has drawn already, and share out another rest.
 
-    def _chosen(self, precision: str | None, batch_size: int | None) -> Execution:
-        self.call.execute(precision, batch_size)
-        return self.call.execution
-
     def run(self) -> None:
         """Draw what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
-        self._say()
-        count, mine = len(self.labels), self._mine()
+        count, size, first = len(self.labels), self.execution.batch_size, self.workers.first
+        if first:
+            runs.say_run(self.model, self.folder.record["settings"], self.execution, seed=self.options["seed"])
+        if len(self.missing) < count:
+            self._tell(f"{count - len(self.missing)} of {count} images are there already")
+        # Of what is missing, this process draws every so many whole batches.
+        starts = self.workers.share(range(0, len(self.missing), size))
+        mine = [index for start in starts for index in self.missing[start : start + size]]
         total = len(mine) * max(self.settings.steps, 1)
         failures: dict[int, int] = {}
         stopped = False
-        with stoppable() as asked:
-            progresses = with_bar(
-                self.call.steps(mine), total=total, name="drawing", asked=asked, shown=self.workers.first
-            )
+        with runs.stoppable() as asked:
+            progresses = runs.with_bar(self.call.steps(mine), total=total, name="drawing", asked=asked, shown=first)
             for drawn in self._to_write(self._batches(progresses)):
                 stopped = stopped or drawn.stopped is not None
                 self._write(drawn)
@@ -174,50 +162,33 @@ class GenerateRun:
         left = len(self.samples.missing())
         if failures:
             named = [f"image {i} at step {k}" for i, k in sorted(failures.items())]
-            raise not_finite(named, f"the other {count - len(failures)} images are in {self.folder.out}")
+            raise runs.not_finite(named, f"the other {count - len(failures)} images are in {self.folder.out}")
         if stopped or left:
             done = f"{count - left} of {count} images are in {self.folder.out}"
             self._tell(f"stopped; {done}, and the same command goes on")
-            raise SystemExit(STOPPED)
+            raise SystemExit(runs.STOPPED)
         self._tell(f"wrote {len(self.missing)} images to {self.folder.out}")
 
     def _tell(self, text: str) -> None:
         if self.workers.first:
             say(text)
 
-    def _say(self) -> None:
-        if self.workers.first:
-            say_run(self.model, self.folder.record["settings"], self.execution, seed=self.options["seed"])
-        if len(self.missing) < (count := len(self.labels)):
-            self._tell(f"{count - len(self.missing)} of {count} images are there already")
-
     def _begin(self) -> None:
-        from robustsynth.models.execution import machine_name
-
-        self.folder.begin(
-            execution=self.execution.as_dict(), machine=machine_name(self.model.device), labels=self.classes
-        )
-
-    def _mine(self) -> list[int]:
-        """What this process is to draw: every so many whole batches of what is missing."""
-        size = self.execution.batch_size
-        starts = self.workers.share(range(0, len(self.missing), size))
-        return [index for start in starts for index in self.missing[start : start + size]]
+        runs.begin(self.folder, self.model, self.execution, labels=self.classes)
 
     def _batches(self, progresses: Iterator[Progress]) -> Iterator[Drawn]:
         """Finished batches, and last the one that was stopped."""
         from robustsynth.images import to_uint8
 
-        animations, last = Animations(self.options["trajectory"]), None
+        last = None
         for progress in progresses:
             if self.workers.first:
-                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
                 self._begin()
             last = progress
-            animations.add(progress)
+            self.animations.add(progress)
             if progress.finished:
                 whole = {i: self.names[i] for i in progress.indices if i not in progress.failures}
-                animations.write(self.folder.out, whole, progress)
+                self.animations.write(self.folder.out, whole, progress)
                 yield Drawn(progress.indices, to_uint8(progress.previews), dict(progress.failures), None)
         if last is not None and not last.finished:
             yield Drawn(last.indices, to_uint8(last.previews), dict(last.failures), last.taken)
@@ -239,17 +210,14 @@ class GenerateRun:
 
     def _write(self, drawn: Drawn) -> None:
         stopped = {} if drawn.stopped is None else {"stopped_at_step": drawn.stopped}
-        texts = [
-            self.folder.png_text(**{"class": self.classes[index], "number": index}, **stopped)
-            for index in drawn.indices
-        ]
-        if drawn.stopped is not None:
-            for index, image, text in zip(drawn.indices, drawn.images, texts, strict=True):
+        texts = {i: self.folder.png_text(**{"class": self.classes[i], "number": i}, **stopped) for i in drawn.indices}
+        if stopped:
+            for (index, text), image in zip(texts.items(), drawn.images, strict=True):
                 self.folder.write_unfinished(self.names[index], image, text)
             return
         whole = [place for place, index in enumerate(drawn.indices) if index not in drawn.failures]
         chosen = [drawn.indices[place] for place in whole]
-        self.samples.write(chosen, drawn.images[whole], self.labels[chosen].numpy(), [texts[place] for place in whole])
+        self.samples.write(chosen, drawn.images[whole], self.labels[chosen].numpy(), [texts[i] for i in chosen])
 
     def _finish(self, stopped: bool) -> None:
         """What follows the last batch: the grid, and the one file of all."""
@@ -281,21 +249,8 @@ def _files_of(folder: Any) -> list[str]:
     return [*found, *(name for name in animations if re.match(r"\d{6}", name)), *unfinished, "grid.png"]
 
 
-def _file_name(name: str) -> str:
-    """A class's name as a part of a file's."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip("_.")[:60]
-
-
 def spread_labels(classes: Sequence[int], num: int) -> Tensor:
-    """`num` labels spread evenly over `classes`, grouped by class; the first classes get what is left over.
-
-    Raises:
-        UserError: fewer than one image.
-
-    Example:
-        >>> spread_labels([3, 8], 5).tolist()
-        [3, 3, 3, 8, 8]
-    """
+    """`num` labels spread evenly over `classes`, grouped by class; the first classes get what is left over."""
     import torch
 
     if num < 1:

@@ -18,7 +18,6 @@ from robustsynth.errors import UserError
 
 if TYPE_CHECKING:
     from robustsynth.models.card import Measured
-    from robustsynth.models.classifier import Classifier
     from robustsynth.models.store import Listed
 
 
@@ -44,8 +43,7 @@ def command(name: str | None, as_json: bool) -> None:
         return
     found = list_models()
     if as_json:
-        click.echo(json.dumps([each.as_dict() for each in found], indent=2, ensure_ascii=False))
-        return
+        return click.echo(json.dumps([each.as_dict() for each in found], indent=2, ensure_ascii=False))
     if all(each.source != "bundled" for each in found):
         click.echo("no models are bundled with this installation")
     for source, models in itertools.groupby(found, key=lambda each: each.source):
@@ -105,8 +103,7 @@ def _accuracy_phrase(rows: tuple[Measured, ...], attack: str) -> str:
     """Such as ``PGD-20 62.1 % at l2 0.5 (10,000 images)``."""
     from robustsynth.models.card import TITLES
 
-    phrases: list[str] = []
-    title = ""
+    phrases, title = list[str](), ""
     for row in (row for row in rows if row.attack == attack):
         counted = "" if row.images is None else f" ({row.images:,} images)"
         phrases.append(f"{'' if row.title == title else row.title + ' '}{100 * row.share:.1f} %{row.radius}{counted}")
@@ -152,10 +149,8 @@ def import_command(file: str, out: str, data: str | None, classes: str | None, *
 
 def _class_names(text: str | None) -> list[str] | int | None:
     """Names between commas, the lines of a file, or a number of classes."""
-    if text is None:
-        return None
-    if text.strip().isdecimal():
-        return int(text)
+    if text is None or text.strip().isdecimal():
+        return None if text is None else int(text)
     names = text.split(",")
     if len(names) == 1 and Path(text).is_file():
         try:
@@ -180,8 +175,13 @@ def publish_command(
 
     Log in first with `hf auth login`. Anybody then has it as --model hf://owner/name.
     """
+    import torch
+
+    from robustsynth.images import save_png, to_uint8
     from robustsynth.models.hub import MODEL_FILES, hub_name, model_page, publish_folder
     from robustsynth.models.store import find_model, load_model
+    from robustsynth.sheet import class_sheet
+    from robustsynth.tasks.functions import generate
 
     hub_name(to)
     source = find_model(model_name)
@@ -197,7 +197,11 @@ def publish_command(
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         if samples:
-            _draw(model, folder / "samples.png", seed)
+            # A row of 8 samples for each of the first 10 classes, none selected.
+            labels = torch.arange(min(len(model.classes), 10)).repeat_interleave(8)
+            say(f"drawing {len(labels)} samples")
+            images, names = to_uint8(generate(model, labels, seed=seed)), [model.classes[i] for i in labels.tolist()]
+            save_png(folder / "samples.png", class_sheet(names, images.__getitem__, classes=model.classes))
         if model.card.licence == "not stated":
             say("its licence is not stated: people will not know what they may do with it")
         page = model_page(model.card, repository=to, samples="samples.png" if samples else None)
@@ -208,18 +212,3 @@ def publish_command(
         say(f"sending to {to}")
         address = publish_folder(folder, to, private=private)
     click.echo(f"published as {address}; use it: robustsynth generate --model hf://{to} --out samples")
-
-
-def _draw(model: Classifier, path: Path, seed: int) -> None:
-    """A row of 8 samples for each of the first 10 classes, none selected."""
-    import torch
-
-    from robustsynth.images import save_png, to_uint8
-    from robustsynth.sheet import class_sheet
-    from robustsynth.tasks.functions import generate
-
-    labels = torch.arange(min(len(model.classes), 10)).repeat_interleave(8)
-    say(f"drawing {len(labels)} samples")
-    images = to_uint8(generate(model, labels, seed=seed))
-    names = [model.classes[label] for label in labels.tolist()]
-    save_png(path, class_sheet(names, images.__getitem__, classes=model.classes))

@@ -1,8 +1,9 @@
-"""Command-line options made from settings classes, so that a new field appears by itself."""
+"""Options made from settings classes, and commands made from the table of tasks: what is new appears by itself."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -11,9 +12,15 @@ from typing import Any
 
 import click
 
+from robustsynth.cli.progress import sole_writer
 from robustsynth.errors import UserError
 from robustsynth.tasks.settings import BEST, knows_task, preset_names
-from robustsynth.tasks.task import Option, attribute_help
+from robustsynth.tasks.task import Option, Task, attribute_help
+
+
+def in_order(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several decorators as one; the help lists their options in this order."""
+    return lambda function: functools.reduce(lambda done, decorate: decorate(done), reversed(decorators), function)
 
 
 class Numbers(click.ParamType):
@@ -64,39 +71,25 @@ def option_of(option: Option) -> Callable[[Any], Any]:
 
 
 def settings_options(kind: type, task: str | None = None) -> Callable[[Any], Any]:
-    """One option for each field of the settings class `kind`, its help taken from the class's docstring.
-
-    Options not given are None, so that a preset or a model's card can fill them.
-
-    Args:
-        kind: a frozen dataclass.
-        task: whose settings they are, for the help to say which presets know it.
-    """
-    hints = typing.get_type_hints(kind)
-    described = attribute_help(kind)
-
-    def decorate(function: Any) -> Any:
-        for field in reversed(dataclasses.fields(kind)):
-            option = field.name.replace("_", "-")
-            help_text = described.get(field.name, "")
-            if task is not None:
-                help_text += f"  [paper: {_shown(field.default)}]"
-            value_type = _plain_type(hints[field.name])
-            choices = [str(choice) for choice in field.metadata.get("choices", ()) if choice is not None]
-            if value_type is bool:
-                function = click.option(f"--{option}/--no-{option}", field.name, default=None, help=help_text)(function)
-            else:
-                metavar = f"[{'|'.join(choices)}]" if choices else None
-                function = click.option(
-                    f"--{option}", field.name, type=value_type, metavar=metavar, default=None, help=help_text
-                )(function)
-        if task is not None:
-            presets = [name for name in preset_names() if name == BEST or knows_task(name, task)]
-            text = f"{', '.join(presets)}; best is the model's own, which count if none is given."
-            function = click.option("--preset", default=None, help=text)(function)
-        return function
-
-    return decorate
+    """One option for each field of the dataclass `kind`, its help taken from the class's docstring; for a `task`, one
+    for the presets that know it too. Those not given are None, so that a preset or a model's card can fill them."""
+    hints, described = typing.get_type_hints(kind), attribute_help(kind)
+    options: list[Callable[[Any], Any]] = []
+    if task is not None:
+        presets = [name for name in preset_names() if name == BEST or knows_task(name, task)]
+        text = f"{', '.join(presets)}; best is the model's own, which count if none is given."
+        options.append(click.option("--preset", default=None, help=text))
+    for field in dataclasses.fields(kind):
+        flag = f"--{field.name.replace('_', '-')}"
+        text = described.get(field.name, "") + ("" if task is None else f"  [paper: {_shown(field.default)}]")
+        kind_of_value = _plain_type(hints[field.name])
+        more: dict[str, Any] = {"type": kind_of_value}
+        if kind_of_value is bool:
+            flag, more = f"{flag}/--no-{flag[2:]}", {}
+        elif choices := [str(choice) for choice in field.metadata.get("choices", ()) if choice is not None]:
+            more["metavar"] = f"[{'|'.join(choices)}]"
+        options.append(click.option(flag, field.name, default=None, help=text, **more))
+    return in_order(*options)
 
 
 def _shown(value: Any) -> str:
@@ -106,40 +99,57 @@ def _shown(value: Any) -> str:
     return "by its shape" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def run_options(function: Any) -> Any:
-    """The options that every command on images has."""
-    options = [
-        click.option(
-            "--trajectory",
-            type=click.Choice(["gif", "mp4"]),
-            default=None,
-            help="Also write how each image comes about, step by step.",
-        ),
-        *machine_options,
-        click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+def machine_options(batch_size: str = "Measured if not given.") -> Callable[[Any], Any]:
+    """How a command runs its model; `batch_size` is the help of that option."""
+    precisions = click.Choice(["float32", "bfloat16"])
+    return in_order(
+        click.option("--precision", type=precisions, default=None, help="Measured if not given."),
+        click.option("--batch-size", type=click.IntRange(min=1), default=None, help=batch_size),
+        click.option("--device", default=None, help="Any that torch names, such as cpu or cuda; tested on cpu."),
+    )
 
 
-machine_options = (
+out_option = click.option("--out", required=True, type=click.Path(), help="Folder to write to.")
+
+run_options = in_order(
     click.option(
-        "--precision", type=click.Choice(["float32", "bfloat16"]), default=None, help="Measured if not given."
+        "--trajectory",
+        type=click.Choice(["gif", "mp4"]),
+        default=None,
+        help="Also write how each image comes about, step by step.",
     ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=None, help="Measured if not given."),
-    click.option("--device", default=None, help="Any that torch names, such as cpu or cuda; tested on cpu."),
+    machine_options(),
+    click.option("--overwrite", is_flag=True, help="Replace what other settings wrote to the folder."),
 )
-"""How a command runs its model."""
+"""The options that every command on images has."""
+
+
+def task_command(task: Task) -> click.Command:
+    """The command of a task: images in, one PNG for each result, a figure and the settings out."""
+
+    def command(images: tuple[str, ...], **options: Any) -> None:
+        from robustsynth.cli.tasks import ImageRun
+
+        with sole_writer(options["out"]):
+            ImageRun(task, images, options).run()
+
+    inputs = {option.flag: option for each in task.inputs for option in each.options}
+    decorate = in_order(
+        click.argument("images", nargs=-1, required=True, type=click.Path()),
+        *(option_of(option) for option in inputs.values()),
+        click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder."),
+        out_option,
+        settings_options(task.settings, task.name),
+        run_options,
+    )
+    help_text = f"{task.summary.replace('`', '')}\n\n{task.details.replace('`', '')}"
+    return click.command(task.name, help=help_text, short_help=task.summary.replace("`", ""))(decorate(command))
 
 
 def parse_classes(text: str, classes: tuple[str, ...], index: Callable[[str], int]) -> list[int]:
     """``cat,ship``, ``0,3``, ``2-5`` or ``all`` as class indices, each once, in the order given.
 
-    Args:
-        text: what the user wrote; names go before numbers, so that a class may be named ``0-4``.
-        classes: the model's class names.
-        index: of one class by name or number.
+    Names among `classes` go before numbers, so that a class may be named ``0-4``. `index` is of one name or number.
     """
     if text.strip().lower() == "all":
         return list(range(len(classes)))

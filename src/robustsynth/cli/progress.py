@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -19,18 +19,36 @@ if TYPE_CHECKING:
     from robustsynth.models.card import ModelCard
     from robustsynth.models.classifier import Classifier
     from robustsynth.models.execution import Execution
+    from robustsynth.run_folder import RunFolder
     from robustsynth.solver import Progress
 
-STOPPED = 130
-"""Exit status of a command that was stopped by Ctrl-C, as shells have it."""
-
-FRAMES = 60
-"""Of an animation, at most."""
+STOPPED = 130  # exit status of a command that was stopped by Ctrl-C, as shells have it
+FRAMES = 60  # of an animation, at most
 
 
 def say(text: str) -> None:
     """A line for people, beside the progress bar and apart from any output to be piped."""
     click.echo(text, err=True)
+
+
+def stop(text: str) -> NoReturn:
+    """End a command that the user has stopped."""
+    say(text)
+    raise SystemExit(STOPPED)
+
+
+def sole_writer(out: str) -> AbstractContextManager[Any]:
+    """Within it no other command writes to the folder."""
+    from robustsynth.files import only_writer
+
+    return only_writer(Path(out).expanduser())
+
+
+def begin(folder: RunFolder, model: Classifier, execution: Execution, **record: Any) -> None:
+    """Write the folder's settings, once all that can be refused has been: it should not hold settings of nothing."""
+    from robustsynth.models.execution import machine_name
+
+    folder.begin(execution=execution.as_dict(), machine=machine_name(model.device), **record)
 
 
 def interactive() -> bool:
@@ -59,14 +77,9 @@ def stoppable(*, at_once: bool = True) -> Iterator[list[int]]:
 def with_bar(
     progresses: Iterator[Progress], *, total: int, name: str, asked: Sequence[int], shown: bool = True
 ) -> Iterator[Progress]:
-    """The progresses with a bar on a terminal, until they end or the user has asked to stop.
+    """The progresses with a bar on a terminal, until they end or the user has `asked` to stop.
 
-    Args:
-        progresses: of a task.
-        total: steps of all images together.
-        name: in front of the bar.
-        asked: of `stoppable`.
-        shown: whether this process shows a bar.
+    `total` counts the steps of all images together.
     """
     from tqdm import tqdm
 
@@ -79,28 +92,27 @@ def with_bar(
                 return
 
 
-def check_trajectory(ending: str | None) -> None:
-    """Refuse, before any work is done, what cannot be written here."""
-    if ending is not None:
-        from robustsynth.animations import check_animation
-
-        check_animation(f"trajectory.{ending}")
-
-
 class Animations:
     """Frames of the batch that is under way, and the files that they become.
 
     Args:
-        ending: ``gif`` or ``mp4``; None records nothing.
+        ending: ``gif`` or ``mp4``; None records nothing. One that cannot be written here is refused.
     """
 
     def __init__(self, ending: str | None) -> None:
+        from robustsynth.animations import check_animation
+
+        if ending is not None:
+            check_animation(f"trajectory.{ending}")
         self.ending = ending
         self._frames: dict[int, dict[int, np.ndarray]] = {}
 
     def add(self, progress: Progress) -> None:
         """Note a step: its previews, for as many steps as an animation shows, evenly spread, the last always."""
-        if self.ending is None or not self._wanted(progress):
+        total = progress.steps * progress.runs
+        count = min(FRAMES, total + 1)
+        shown = {round(k * total / max(1, count - 1)) for k in range(count)}
+        if self.ending is None or progress.taken not in shown:
             return
         from robustsynth.images import to_uint8
 
@@ -119,16 +131,6 @@ class Animations:
             if index in names:
                 out.mkdir(parents=True, exist_ok=True)
                 save_animation(out / f"{names[index]}.{self.ending}", list(frames.values()))
-
-    def _wanted(self, progress: Progress) -> bool:
-        total = progress.steps * progress.runs
-        count = min(FRAMES, total + 1)
-        return progress.taken in {round(k * total / max(1, count - 1)) for k in range(count)}
-
-
-def settings_line(settings: dict[str, Any]) -> str:
-    """Settings in a line, for people."""
-    return "settings: " + ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def describe_model(model: Classifier) -> str:
@@ -159,7 +161,7 @@ def robustness(card: ModelCard) -> str:
 def say_run(model: Classifier, settings: dict[str, Any], execution: Execution, *, seed: int | None = None) -> None:
     """Say with which model, settings, precision, batch size and seed a command runs."""
     say(describe_model(model))
-    say(settings_line(settings))
+    say("settings: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
     end = "" if seed is None else f", seed {seed}"
     say(f"running in {execution.precision}, {execution.batch_size} images a batch{end}")
 

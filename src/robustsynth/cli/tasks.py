@@ -1,85 +1,42 @@
-"""The commands of the tasks that are given images, made from the table of tasks."""
+"""What the commands on images do: images in, one PNG for each result, a figure and the settings out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import click
+import numpy as np
+from torch import Tensor
 
-from robustsynth.cli.options import option_of, run_options, settings_options
-from robustsynth.cli.progress import (
-    STOPPED,
-    Animations,
-    check_trajectory,
-    not_finite,
-    say,
-    say_run,
-    stoppable,
-    with_bar,
-)
+from robustsynth.cli import progress as runs
+from robustsynth.cli.progress import say
 from robustsynth.errors import UserError
+from robustsynth.files import sha256
+from robustsynth.images import LoadedImage, image_files, read_image, save_png, to_uint8
+from robustsynth.models.store import load_model
+from robustsynth.run_folder import FIGURE_FILE, SETTINGS_FILE, SHEETS, RunFolder, damaged, model_identity
+from robustsynth.sheet import MOST_ROWS, fitted, sheet
+from robustsynth.solver import Progress
+from robustsynth.tasks.call import Call
 from robustsynth.tasks.settings import BEST, knows_task
 from robustsynth.tasks.task import Task
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from robustsynth.images import LoadedImage
-    from robustsynth.run_folder import RunFolder
-    from robustsynth.solver import Progress
-    from robustsynth.tasks.call import Call
-
-
-def task_command(task: Task) -> click.Command:
-    """The command of a task: images in, one PNG for each result, a figure and the settings out."""
-
-    def command(images: tuple[str, ...], **options: Any) -> None:
-        from robustsynth.files import only_writer
-        from robustsynth.run_folder import RunFolder
-
-        with only_writer(RunFolder.path_of(options["out"])):
-            ImageRun(task, images, options).run()
-
-    inputs = {option.flag: option for each in task.inputs for option in each.options}
-    decorators = [
-        click.argument("images", nargs=-1, required=True, type=click.Path()),
-        *(option_of(option) for option in inputs.values()),
-        click.option("--model", "model_name", default="imagenette", show_default=True, help="Name or folder."),
-        click.option("--out", required=True, type=click.Path(), help="Folder to write to."),
-        settings_options(task.settings, task.name),
-        run_options,
-    ]
-    for decorate in reversed(decorators):
-        command = decorate(command)
-    help_text = f"{task.summary.replace('`', '')}\n\n{task.details.replace('`', '')}"
-    return click.command(task.name, help=help_text, short_help=task.summary.replace("`", ""))(command)
-
 
 class ImageFile:
-    """An image file as it was given.
-
-    Attributes:
-        name: of its results, without ending.
-        path: of the file.
-        size: (H, W).
-        notes: what was done to read it, such as "turned upright".
-    """
+    """An image file as it was given, with the `name` of its results, and `notes` of what was done to read it."""
 
     def __init__(self, name: str, path: Path, channels: int, notes: Sequence[str] = ()) -> None:
         self.name, self.path, self.channels = name, path, channels
-        self.kept: LoadedImage | None = self.load()
+        self.kept: LoadedImage | None = None
+        self.kept = self.load()
         self.size = (self.kept.pixels.shape[0], self.kept.pixels.shape[1])
         self.notes = [*self.kept.notes, *notes]
 
     def load(self) -> LoadedImage:
-        """Decode it."""
-        from robustsynth.images import read_image
-
-        return read_image(self.path, channels=self.channels)
+        """The image, decoded unless it is kept."""
+        return self.kept or read_image(self.path, channels=self.channels)
 
 
 def read_files(paths: Sequence[Path | str], *, channels: int) -> list[ImageFile]:
@@ -88,13 +45,7 @@ def read_files(paths: Sequence[Path | str], *, channels: int) -> list[ImageFile]
     Two of one name get different ones, ``cat`` and ``cat-2``. Sheets that a command of this package left in a folder
     beside its images are no images. A single image stays decoded; of several, each is decoded again when it is used,
     because a folder may be larger than memory.
-
-    Raises:
-        UserError: a file or folder that is not there or cannot be read; it is named.
     """
-    from robustsynth.images import image_files
-    from robustsynth.run_folder import FIGURE_FILE, SETTINGS_FILE, SHEETS
-
     files: list[Path] = []
     for path in map(Path, paths):
         sheets = SHEETS if (path / SETTINGS_FILE).exists() else ()
@@ -118,12 +69,7 @@ class ImageRun:
     """One call of a command on images."""
 
     def __init__(self, task: Task, images: Sequence[str], options: dict[str, Any]) -> None:
-        from robustsynth.files import sha256
-        from robustsynth.models.store import load_model
-        from robustsynth.run_folder import RunFolder, model_identity
-        from robustsynth.tasks.call import Call
-
-        check_trajectory(options["trajectory"])
+        self.animations = runs.Animations(options["trajectory"])
         self.task, self.options = task, options
         self.model = load_model(options["model_name"], device=options["device"])
         given = {field.name: options[field.name] for field in dataclasses.fields(task.settings)}
@@ -131,11 +77,12 @@ class ImageRun:
         self.images = read_files(images, channels=self.model.channels)
         self.sources: dict[str, np.ndarray] = {}
         self.loaded: tuple[int, Tensor] | None = None
+        sizes = [image.size for image in self.images]
         self.call: Call = Call(
             task,
             self.model,
             self.settings,
-            [image.size for image in self.images],
+            sizes,
             self._load,
             files=[image.path for image in self.images],
             decoded={place: image.kept for place, image in enumerate(self.images) if image.kept is not None},
@@ -145,13 +92,16 @@ class ImageRun:
         self.names = [f"{image.name}{ending}" for image in self.images for ending in endings]
         self.files = [f"{ending}.png" for ending in endings]
         self.all_files = self.files + ([f"{ending}.{animation}" for ending in endings] if animation else [])
-        self._refuse_sources()
-        asked = {
-            "task": task.name,
-            "model": model_identity(self.model),
-            "settings": dataclasses.asdict(self.settings) | inputs,
-        }
         out = RunFolder.path_of(options["out"])
+        for image in self.images:
+            # Results must not come to lie among the images that they are made of: a name may be theirs.
+            if image.path.resolve().parent == out.resolve():
+                raise UserError(
+                    f"expected another folder than that of the images, but {image.path.name} lies in "
+                    f"{options['out']}; choose another --out"
+                )
+        settings = dataclasses.asdict(self.settings) | inputs
+        asked = {"task": task.name, "model": model_identity(self.model), "settings": settings}
         self.folder: RunFolder = RunFolder(
             out,
             asked,
@@ -173,24 +123,19 @@ class ImageRun:
         self.call.execute(*self.folder.execution(options["precision"], options["batch_size"]))
         self.missing = [place for place, image in enumerate(self.images) if not self._is_there(image)]
         self.given: dict[str, dict[str, np.ndarray]] = {}
+        self.written: set[int] = set()
 
     def run(self) -> None:
         """Do what is missing, then say what was written; stopped by Ctrl-C, keep what there is and exit with 130."""
-        from robustsynth.models.execution import machine_name
-
-        call, folder = self.call, self.folder
+        call, folder, animations = self.call, self.folder, self.animations
         self._say()
-        endings = len(call.endings)
-        wanted = [place * endings + ending for place in self.missing for ending in range(endings)]
-        results: dict[int, np.ndarray] = {}
-        animations, failures, last = Animations(self.options["trajectory"]), {}, None
+        missing = set(self.missing)
+        wanted = [index for index, place in enumerate(call.sources) if place in missing]
+        failures, last = {}, None
         total = len(wanted) * max(self.settings.steps, 1) * call.runs
-        with stoppable() as asked:
-            for progress in with_bar(call.steps(wanted), total=total, name=self.task.name, asked=asked):
-                # Only now that all that can be refused has been: a folder should not hold settings of nothing.
-                folder.begin(
-                    execution=call.execution.as_dict(), machine=machine_name(self.model.device), images=self.made
-                )
+        with runs.stoppable() as asked:
+            for progress in runs.with_bar(call.steps(wanted), total=total, name=self.task.name, asked=asked):
+                runs.begin(folder, self.model, call.execution, images=self.made)
                 last = progress
                 animations.add(progress)
                 self._note_given(progress)
@@ -198,9 +143,9 @@ class ImageRun:
                     failures |= progress.failures
                     names = {index: self.names[index] for index in progress.indices if index not in progress.failures}
                     animations.write(folder.out, names, progress)
-                    self._write(progress, results)
+                    self._write(progress)
             if last is not None and not last.finished:
-                self._write_unfinished(last, animations)
+                self._write_unfinished(last)
             elif last is not None:
                 folder.clear_unfinished()
             self._draw()
@@ -209,18 +154,16 @@ class ImageRun:
     def _load(self, index: int) -> Tensor:
         """An image to work on. Neither the figure nor the next batch, which may have more results of it, need decode
         it again."""
-        from robustsynth.sheet import MOST_ROWS, fitted
-
         if self.loaded is None or self.loaded[0] != index:
             image = self.images[index]
-            decoded = image.kept or image.load()
+            decoded = image.load()
             if len(self.sources) < MOST_ROWS:
                 self.sources[image.name] = fitted(decoded.pixels)
             self.loaded = index, decoded.tensor
         return self.loaded[1]
 
     def _say(self) -> None:
-        say_run(self.model, dataclasses.asdict(self.settings), self.call.execution)
+        runs.say_run(self.model, dataclasses.asdict(self.settings), self.call.execution)
         preset = self.options["preset"]
         if preset not in (None, BEST) and not knows_task(preset, self.task.name):
             say(f"preset {preset!r} says nothing of {self.task.name}: these are the model's own settings")
@@ -233,24 +176,18 @@ class ImageRun:
             say(f"{len(self.images) - len(self.missing)} of {len(self.images)} images are there already")
 
     def _end(self, failures: dict[int, int]) -> None:
-        from robustsynth.sheet import MOST_ROWS
-
         done = [place for place in self.missing if self.images[place].name in self.made]
         if failures:
             named = [f"{self.names[index]} at step {step}" for index, step in sorted(failures.items())]
-            raise not_finite(named, f"the other results are in {self.folder.out}")
+            raise runs.not_finite(named, f"the other results are in {self.folder.out}")
         if len(done) < len(self.missing):
             say(f"stopped; {len(done)} of {len(self.missing)} images are in {self.folder.out}")
-            say("what was under way is in its folder unfinished; the same command goes on")
-            raise SystemExit(STOPPED)
+            runs.stop("what was under way is in its folder unfinished; the same command goes on")
         shown = "them" if len(self.images) <= MOST_ROWS else f"the first {MOST_ROWS}"
         say(f"wrote {len(done)} images to {self.folder.out}; figure.png shows {shown}")
 
     def _note_given(self, progress: Progress) -> None:
         """What the task worked from, to be shown in the figure beside the source."""
-        from robustsynth.images import to_uint8
-        from robustsynth.sheet import MOST_ROWS, fitted
-
         if progress.step or progress.run or len(self.given) >= MOST_ROWS:
             return
         given = {title: to_uint8(images) for title, images in progress.stated.given.items()}
@@ -258,45 +195,33 @@ class ImageRun:
             name = self.images[self.call.sources[index]].name
             self.given[name] = {title: fitted(images[row]) for title, images in given.items()}
 
-    def _write(self, progress: Progress, results: dict[int, np.ndarray]) -> None:
-        """The results of each image all of whose results are there now."""
-        from robustsynth.images import save_png, to_uint8
-
-        endings = len(self.call.endings)
+    def _write(self, progress: Progress) -> None:
+        """Write the results of a batch, and the record of each image all of whose results are there now."""
+        endings, stated = len(self.call.endings), progress.stated
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
             if index in progress.failures:
                 continue
-            results[index] = image
-            label = self._label(progress, row)
+            self.written.add(index)
             save_png(self.folder.out / f"{self.names[index]}.png", image, text=self._text(progress, row))
             place = self.call.sources[index]
-            every = range(place * endings, (place + 1) * endings)
-            if all(other in results for other in every):
-                for other in every:
-                    del results[other]
-                self._record(place, index, label)
+            if self.written.issuperset(range(place * endings, (place + 1) * endings)):
+                label = {}
+                if stated.labels is not None and "targets" not in self.call.inputs:
+                    label = {"label": self.model.classes[int(stated.labels[row])], "predicted": stated.predicted}
+                self._record(self.images[place], index, label)
 
-    def _record(self, place: int, index: int, label: dict[str, Any]) -> None:
-        image = self.images[place]
-        caption = image.name
-        if "label" in label:
-            caption += f": {label['label']}" + (" (predicted)" if label["predicted"] else "")
-        height, width = image.size
+    def _record(self, image: ImageFile, index: int, label: dict[str, Any]) -> None:
+        caption = image.name + (f": {label['label']}" if label else "")
         self.made[image.name] = (
             self.identity[image.name]
-            | {"size": [width, height]}
+            | {"size": list(image.size[::-1])}
             | ({"notes": image.notes} if image.notes else {})
             | {"seen": self.call.seen(index)}
             | label
-            | {"results": [f"{image.name}{file}" for file in self.all_files], "caption": caption}
+            | {"results": [f"{image.name}{file}" for file in self.all_files]}
+            | {"caption": caption + (" (predicted)" if label.get("predicted") else "")}
         )
         self.folder.save(images=self.made)
-
-    def _label(self, progress: Progress, row: int) -> dict[str, Any]:
-        stated = progress.stated
-        if stated.labels is None or "targets" in self.call.inputs:
-            return {}
-        return {"label": self.model.classes[int(stated.labels[row])], "predicted": stated.predicted}
 
     def _text(self, progress: Progress, row: int, **more: Any) -> dict[str, str]:
         """What a PNG carries."""
@@ -304,27 +229,22 @@ class ImageRun:
         named = {} if labels is None else {"class": self.model.classes[int(labels[row])]}
         return self.folder.png_text(**named, **more)
 
-    def _write_unfinished(self, progress: Progress, animations: Animations) -> None:
-        from robustsynth.images import to_uint8
-
+    def _write_unfinished(self, progress: Progress) -> None:
         names = {index: f"unfinished/{self.names[index]}" for index in progress.indices}
         for row, (index, image) in enumerate(zip(progress.indices, to_uint8(progress.previews), strict=True)):
             text = self._text(progress, row, stopped_at_step=progress.taken)
             self.folder.write_unfinished(self.names[index], image, text)
-        animations.write(self.folder.out, names, progress)
+        self.animations.write(self.folder.out, names, progress)
         self.folder.save(unfinished={self.names[index]: progress.taken for index in progress.indices})
 
     def _draw(self) -> None:
         """The first images that there are results of, also of earlier runs."""
-        from robustsynth.images import read_image, save_png
-        from robustsynth.sheet import MOST_ROWS, fitted, sheet
-
         shown = [image for image in self.images if image.name in self.made and self._is_there(image, self.files)]
         titles = list(dict.fromkeys(title for given in self.given.values() for title in given))
         rows: list[list[np.ndarray]] = []
         for image in shown[:MOST_ROWS]:
             source, given = self.sources.get(image.name), self.given.get(image.name, {})
-            source = fitted((image.kept or image.load()).pixels) if source is None else source
+            source = fitted(image.load().pixels) if source is None else source
             results = [fitted(read_image(self.folder.out / f"{image.name}{file}").pixels) for file in self.files]
             rows.append([source, *(given.get(title, source) for title in titles), *results])
         if rows:
@@ -339,24 +259,9 @@ class ImageRun:
         files = self.all_files if files is None else files
         return image.name in self.made and all((self.folder.out / f"{image.name}{file}").exists() for file in files)
 
-    def _refuse_sources(self) -> None:
-        """Results must not come to lie among the images that they are made of: a name may be theirs."""
-        for image in self.images:
-            if image.path.resolve().parent == Path(self.options["out"]).expanduser().resolve():
-                raise UserError(
-                    f"expected another folder than that of the images, but {image.path.name} lies in "
-                    f"{self.options['out']}; choose another --out"
-                )
-
 
 def _results_of(record: Any, out: Path) -> dict[str, Any]:
-    """What a run of this record made, by image.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    from robustsynth.run_folder import damaged
-
+    """What a run of this record made, by image. A damaged record is refused."""
     found: dict[str, Any] = {}
     for key in ("pictures", "images"):  # The first is version 0.1.0's.
         made = record.get(key, {})
@@ -364,9 +269,7 @@ def _results_of(record: Any, out: Path) -> dict[str, Any]:
             raise damaged(out)
         for each in made.values():
             named = each.get("results", [])
-            if not isinstance(named, list) or not all(
-                isinstance(one, str) for one in [*named, each.get("caption", "")]
-            ):
+            if not isinstance(named, list) or any(not isinstance(x, str) for x in [*named, each.get("caption", "")]):
                 raise damaged(out)
         found |= made
     return found

@@ -35,13 +35,10 @@ from robustsynth.tasks.generate import GENERATE, GenerateSettings
 from robustsynth.tasks.generation import check_scales, draw_starts, start_identity
 
 TABLE_FILE = "table.md"
-
+# Batches that each model draws at least, unless a batch size is given: one batch each would not be a fair timing.
 TURNS = 3
-"""Batches that each model draws at least, unless a batch size is given: one batch each would not be a fair timing."""
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey image (ITU-R BT.601)."""
-
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey image (ITU-R BT.601)
+SHOWN = (CLEAN, PGD, AUTO)  # accuracies in the figure and the table
 NOT_MEASURED = "not measured"
 
 
@@ -50,15 +47,12 @@ class ComparisonPlan:
     """What each model is to draw, checked. Made by `plan_comparison`.
 
     Attributes:
-        models: to compare.
         names: of the models, all different.
         classes: the class of each of the N start images, in the first model's spelling.
-        seed: of the start images.
         seeds: (N, C, H, W) start images in [0, 1], at the size of the model that they are from.
         seeds_of: index of that model; common settings are its too.
         own_settings: whether each model has the settings of its own card.
-        settings: of each model.
-        executions: precision and batch size of each.
+        settings, executions: of each model.
     """
 
     models: tuple[Classifier, ...]
@@ -144,8 +138,7 @@ def compare(
     Args:
         models: one or more, which share the classes asked for.
         classes: names, or numbers as the first model counts them; all that the models share where None.
-        num_per_class: start images of each class.
-        seed: of the start images.
+        num_per_class: start images of each class, drawn by `seed`.
         preset: as for `generate`, like `precision` and `batch_size`.
         own_settings: each model by the tuned settings of its own card in place of common ones.
         **settings: fields of `GenerateSettings`, which override the preset.
@@ -167,8 +160,7 @@ def compare(
     plan = plan_comparison(models, classes, num_per_class=num_per_class, seed=seed, given=settings, **own, **how)
     drawing = ComparisonSteps(plan)
     try:
-        for _ in drawing:
-            pass
+        deque(drawing, maxlen=0)
     except KeyboardInterrupt:
         raise ComparisonInterrupted(drawing.result()) from None
     return drawing.result()
@@ -180,15 +172,6 @@ class ComparisonSteps:
     It yields the index of a model and the `Progress` of its batch. The models draw one batch each in turn, after a
     first step that is not timed. A machine that is busy for a while then slows all of them, and a comparison that is
     stopped has about as many images of each.
-
-    Example:
-        >>> from robustsynth.models.store import load_model
-        >>> drawing = ComparisonSteps(plan_comparison([load_model("mnist")], ["3"], num_per_class=1))
-        >>> for place, progress in drawing:
-        ...     if progress.step == 2:
-        ...         break
-        >>> drawing.result().complete
-        False
     """
 
     def __init__(self, plan: ComparisonPlan) -> None:
@@ -201,8 +184,7 @@ class ComparisonSteps:
         for place, settings in enumerate(self.plan.settings):
             # A model's first step takes longer: it is neither timed nor kept.
             short = dataclasses.replace(settings, steps=min(settings.steps, 1), scales=1)
-            for _ in self._generation(place, short, 1):
-                pass
+            deque(self._generation(place, short, 1), maxlen=0)
             left.append((place, self._generation(place, settings, len(self.plan.classes))))
         while left:
             place, progresses = left.popleft()
@@ -220,14 +202,9 @@ class ComparisonSteps:
 
     def _generation(self, place: int, settings: GenerateSettings, count: int) -> Iterator[Progress]:
         plan, model, execution = self.plan, self.plan.models[place], self.plan.executions[place]
-        return generate_steps(
-            model,
-            labels_of(model, plan.classes[:count]),
-            start=plan.start_images(place)[:count],
-            precision=execution.precision,
-            batch_size=execution.batch_size,
-            **dataclasses.asdict(settings),
-        )
+        labels, start = labels_of(model, plan.classes[:count]), plan.start_images(place)[:count]
+        how = {"precision": execution.precision, "batch_size": execution.batch_size}
+        return generate_steps(model, labels, start=start, **how, **dataclasses.asdict(settings))
 
     def result(self) -> Comparison:
         """What is drawn until now."""
@@ -259,9 +236,7 @@ def plan_comparison(
 ) -> ComparisonPlan:
     """Check what `compare` is asked for, whose arguments and errors these are, and draw the start images.
 
-    Args:
-        names: what to call the models; their own names where None.
-        given: settings by name; None values count as not given.
+    `names` are what to call the models, their own where None; `given` are settings, of which None is not given.
     """
     if not models:
         raise UserError("expected one or more models to compare, got none")
@@ -271,7 +246,16 @@ def plan_comparison(
     if not of_images:
         raise UserError("expected one or more classes to draw, got none")
     given = dict(given or {})
-    seeds_of = _with_seeds(models, given.get("seeds_from"))
+
+    def rank(place: int) -> tuple[bool, bool, bool]:
+        model = models[place]
+        robust = model.card is not None and bool(model.card.threat_model.get("eps"))
+        mixed = model.folder is not None and (model.folder / MIXTURES_FILE).exists()
+        seeded = has_seeds(model) and (mixed or given.get("seeds_from") != "mixture")
+        return not seeded, not robust, model.image_size is None
+
+    # The first robust model with class seeds; else any with seeds; else the first that knows its images' size.
+    seeds_of = min(range(len(models)), key=rank)
     reference = models[seeds_of]
     common = GENERATE.resolve(reference, preset=preset, given=given)
     if own_settings:
@@ -293,20 +277,19 @@ def plan_comparison(
 
 
 def shared_classes(models: Sequence[Classifier], asked: Sequence[str | int] | None = None) -> list[str]:
-    """Those of the classes asked for, as for `compare`, in the first model's spelling, each once.
-
-    Raises:
-        UserError: the models share no class, or not one that was asked for.
-    """
+    """The classes asked for, as for `compare`, in the first model's spelling, each once; all models must have them."""
     first = models[0]
 
     def lacking(name: str) -> list[str]:
         # By name alone: a number means another class in each model.
         return [model.name for model in models if name_position(name, model.classes) is None]
 
+    def some(names: Sequence[str]) -> str:
+        return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
     shared = [name for name in first.classes if not lacking(name)]
     if not shared:
-        having = "; ".join(f"{model.name} has {_some(model.classes)}" for model in models)
+        having = "; ".join(f"{model.name} has {some(model.classes)}" for model in models)
         raise UserError(f"expected models that share classes, by name, got none in common: {having}")
     found: list[str] = []
     for name in map(str, shared if asked is None else asked):
@@ -317,7 +300,7 @@ def shared_classes(models: Sequence[Classifier], asked: Sequence[str | int] | No
         if without := lacking(name):
             raise UserError(
                 f"expected classes that all models have, got {name!r}, which {', '.join(without)} "
-                f"{'lacks' if len(without) == 1 else 'lack'}; in common they have {_some(shared)}"
+                f"{'lacks' if len(without) == 1 else 'lack'}; in common they have {some(shared)}"
             )
         found.append(name)
     return list(dict.fromkeys(found))
@@ -328,32 +311,10 @@ def labels_of(model: Classifier, names: Sequence[str]) -> Tensor:
     return torch.tensor([name_position(name, model.classes) for name in names])
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with a number behind each that repeats an earlier one.
-
-    Example:
-        >>> distinct(["a", "b", "a"])
-        ('a', 'b', 'a (2)')
-    """
+    """The names, with a number behind each that repeats an earlier one, such as ``a (2)``."""
     counts = [list(names[: place + 1]).count(name) for place, name in enumerate(names)]
     return tuple(name if count == 1 else f"{name} ({count})" for name, count in zip(names, counts, strict=True))
-
-
-def _with_seeds(models: Sequence[Classifier], seeds_from: str | None) -> int:
-    """The first robust model with class seeds; else any with seeds; else the first that knows its images' size."""
-
-    def rank(place: int) -> tuple[bool, bool, bool]:
-        model = models[place]
-        robust = model.card is not None and bool(model.card.threat_model.get("eps"))
-        mixed = model.folder is not None and (model.folder / MIXTURES_FILE).exists()
-        seeded = has_seeds(model) and (mixed or seeds_from != "mixture")
-        return not seeded, not robust, model.image_size is None
-
-    return min(range(len(models)), key=rank)
 
 
 def _scaled(settings: GenerateSettings, reference: Classifier, model: Classifier) -> GenerateSettings:
@@ -372,10 +333,7 @@ def _scaled(settings: GenerateSettings, reference: Classifier, model: Classifier
 
 def comparison_folder(out: Path | str, plan: ComparisonPlan, *, overwrite: bool = False) -> RunFolder:
     """The folder of a comparison. The same comparison may be drawn there again, because its times are those of a run.
-
-    Raises:
-        UserError: the folder holds another comparison or something else; or a card's accuracies cannot be read.
-    """
+    One that holds something else is refused, and cards whose accuracies cannot be read."""
     for model in plan.models:
         _accuracies(model)
     # All models have the same starts; settings.json names a folder without its path.
@@ -422,8 +380,8 @@ def draw_figure(result: Comparison) -> np.ndarray:
     kinds = {"standard": "standard training", "not stated": "training not stated"}
     for model, name, images, drawn in zip(plan.models, plan.names, result.images, result.drawn, strict=True):
         rows.append([image if there else None for image, there in zip(to_uint8(images), drawn.tolist(), strict=True)])
-        measured_by = [row for row in _accuracies(model) if row.attack in (CLEAN, PGD, AUTO)]
-        shares = (f"{100 * r.share:.1f} % {r.title}" + (f", eps {r.eps:g}" if r.eps else "") for r in measured_by)
+        known = [row for row in _accuracies(model) if row.attack in SHOWN]
+        shares = (f"{100 * r.share:.1f} % {r.title}" + (f", eps {r.eps:g}" if r.eps else "") for r in known)
         labels.append((name, kinds.get(_trained(model), f"robust, {_trained(model)}"), *shares))
     note = f"{_how(plan)}; seed {plan.seed}."
     return sheet(rows, titles=plan.classes, labels=labels, note=note, classes=plan.models[0].classes, width=PAGE)
@@ -434,7 +392,7 @@ def comparison_table(result: Comparison) -> str:
     plan = result.plan
     lines = [["model", "trained", "clean", "PGD", "AutoAttack", "weights", "parameters", "an image"]]
     for name, model, seconds in zip(plan.names, plan.models, result.seconds, strict=True):
-        accuracies = (_accuracy(_accuracies(model), attack) for attack in (CLEAN, PGD, AUTO))
+        accuracies = (_accuracy(_accuracies(model), attack) for attack in SHOWN)
         parameters = f"{sum(p.numel() for p in model.network.parameters()):,}"
         taken = NOT_MEASURED if seconds is None else f"{seconds:.3g} s"
         lines.append([name, _trained(model), *accuracies, f"{_bytes(model) / 1e6:.1f} MB", parameters, taken])
@@ -452,13 +410,9 @@ def _escaped(text: str) -> str:
 
 
 def _accuracy(rows: Sequence[Measured], attack: str) -> str:
-    cells = [
-        f"{100 * row.share:.1f} %"
-        + (f" at {row.norm} {row.eps:g}" if row.eps else "")
-        + ("" if row.images is None else f" ({row.images:,})")
-        for row in rows
-        if row.attack == attack
-    ]
+    found = [row for row in rows if row.attack == attack]
+    counted = ("" if row.images is None else f" ({row.images:,})" for row in found)
+    cells = (f"{100 * row.share:.1f} %{row.radius}{count}" for row, count in zip(found, counted, strict=True))
     return ", ".join(cells) or NOT_MEASURED
 
 
@@ -467,38 +421,31 @@ def _notes(result: Comparison) -> list[str]:
     plan = result.plan
     notes = ["Accuracies are those of the models' cards, with the number of images in brackets; weights without seeds."]
     rows = [(name, row) for name, model in zip(plan.names, plan.models, strict=True) for row in _accuracies(model)]
-    for attack in (CLEAN, PGD, AUTO):
-        title = "Clean accuracy" if attack == CLEAN else TITLES[attack]
-        ways = _by_value(
-            (name, row.data if attack == CLEAN else f"{row.how}, on {row.data}")
-            for name, row in rows
-            if row.attack == attack
-        )
+    for attack in SHOWN:
+        title, how = ("Clean accuracy", "{0.data}") if attack == CLEAN else (TITLES[attack], "{0.how}, on {0.data}")
+        ways = _by_value((name, how.format(row)) for name, row in rows if row.attack == attack)
         notes += [f"{title} of {', '.join(names)}: {how}." for how, names in ways.items()]
     executions = (f"{each.precision}, {each.batch_size} images a batch" for each in plan.executions)
     ways = _by_value(zip(plan.names, executions, strict=True))
     each = "; ".join(way if len(ways) == 1 else f"{', '.join(names)} in {way}" for way, names in ways.items())
-    steps = sorted({settings.steps for settings in plan.settings})
-    count = " to ".join(map(str, dict.fromkeys((steps[0], steps[-1]))))
-    notes.append(
+    steps = [settings.steps for settings in plan.settings]
+    count = " to ".join(map(str, dict.fromkeys((min(steps), max(steps)))))
+    notes += [
         f"An image: {count} times the median step of this run, in which the models drew batches in turns after a "
-        f"first step that does not count ({each}; {machine_name(plan.models[0].device)})."
-    )
-    notes.append(f"{_how(plan)}; seed {plan.seed}.")
+        f"first step that does not count ({each}; {machine_name(plan.models[0].device)}).",
+        f"{_how(plan)}; seed {plan.seed}.",
+    ]
     if not result.complete:
         notes.append("Stopped before its end: the figure has what was drawn until then.")
-    for name, failures in zip(plan.names, result.failures, strict=True):
-        if failures:
-            notes.append(f"{name} met NaN or infinity in {len(failures)} of {len(plan.classes)} images.")
-    return notes
+    failed = {name: len(failures) for name, failures in zip(plan.names, result.failures, strict=True) if failures}
+    return notes + [f"{name} met NaN or infinity in {n} of {len(plan.classes)} images." for name, n in failed.items()]
 
 
-def _by_value(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def _by_value(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, None]]:
     """The names of each value, each once."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for name, value in pairs:
-        if name not in found.setdefault(value, []):
-            found[value].append(name)
+        found.setdefault(value, {})[name] = None
     return found
 
 
@@ -523,10 +470,8 @@ def _how(plan: ComparisonPlan) -> str:
 
 def _start_text(plan: ComparisonPlan) -> str:
     seeds_from = plan.settings[plan.seeds_of].seeds_from
-    if seeds_from == "uniform":
-        return "uniform noise"
     if seeds_from in SEED_KINDS:
-        return f"class seeds of {plan.names[plan.seeds_of]}"
+        return "uniform noise" if seeds_from == "uniform" else f"class seeds of {plan.names[plan.seeds_of]}"
     return f"images of {Path(seeds_from).resolve().name}"
 
 
@@ -536,9 +481,8 @@ def _accuracies(model: Classifier) -> list[Measured]:
 
 def _trained(model: Classifier) -> str:
     threat = {} if model.card is None else model.card.threat_model
-    if not threat:
-        return "not stated"
-    return f"{threat.get('norm', 'l2')} {threat['eps']}" if threat.get("eps") else "standard"
+    known = f"{threat.get('norm', 'l2')} {threat['eps']}" if threat.get("eps") else "standard"
+    return known if threat else "not stated"
 
 
 def _bytes(model: Classifier) -> int:

@@ -1,8 +1,5 @@
 """What the units of a classifier's representation respond to: images drawn from noise to raise each unit, and the
-images of a data set that raise it most.
-
-It shows which units to paint with (Santurkar et al. 2019, Section 3.5 and Equation 5).
-"""
+images of a data set that raise it most. It shows which units to paint with (Santurkar et al. 2019, Section 3.5)."""
 
 from __future__ import annotations
 
@@ -31,17 +28,10 @@ from robustsynth.views import Shifted
 if TYPE_CHECKING:
     from robustsynth.data import ImageData
 
-MOST_CLASSES, LEAST_WEIGHT = 3, 0.2
-"""Classes named for each unit at most, and the share of a unit's largest weight that each must exceed."""
-
-SIZED_FOR = 32
-"""The images' side, in pixels, that the default radius and step are for."""
-
-PIXELS_A_SHIFT = 64
-"""Of the images' side for each pixel of the default shift: small images show no grid."""
-
-CELL = 128
-"""Pixels of the side to which smaller images are enlarged on the atlas."""
+MOST_CLASSES, LEAST_WEIGHT = 3, 0.2  # classes named for each unit, and the share of its largest weight they exceed
+SIZED_FOR = 32  # the images' side, in pixels, that the default radius and step are for
+PIXELS_A_SHIFT = 64  # of the images' side for each pixel of the default shift: small images show no grid
+CELL = 128  # pixels of the side to which smaller images are enlarged on the atlas
 
 NORM_DEFAULTS = {
     "l2": {"eps": FeatureSettings.eps, "step_size": FeatureSettings.step_size},
@@ -53,16 +43,13 @@ shows as grain where nothing smooths it."""
 
 @dataclass(frozen=True, eq=False)
 class UnitRow:
-    """What one unit responds to.
+    """What one unit, a position in the representation, responds to.
 
     Attributes:
-        unit: its position in the representation.
         classes: those whose logits it raises most, with the weights, largest first.
-        images: (K, C, H, W) in [0, 1], drawn from noise to raise it.
-        activations: what it reached in each of them.
+        images, activations: (K, C, H, W) in [0, 1], drawn from noise to raise it, and what it reached in each.
         top_indices: positions in the data of the images that raise it most, first the one that most does.
-        top_activations: what it reaches in each of those.
-        top_images: those, uint8 (T, H, W, C).
+        top_activations, top_images: what it reaches in each of those, and they, uint8 (T, H, W, C).
     """
 
     unit: int
@@ -259,12 +246,6 @@ def resolve_features(model: Classifier, *, given: dict[str, Any] | None = None) 
     steps are ℓ2. ℓ2 sizes grow with the images' side, as the distance over equally changed pixels does. The noise is
     half as far from mid-grey as the colour that the model normalises by: below it, it sees no difference in digits on
     black.
-
-    Example:
-        >>> network = torch.nn.Linear(2, 2)
-        >>> large = Classifier.wrap(network, classes=2, mean=[0.5], std=[0.5], image_size=128)
-        >>> resolve_features(large).eps
-        32.0
     """
     given = {name: value for name, value in (given or {}).items() if value is not None}
     tuned, own = ({}, {}) if model.card is None else (model.card.tasks.get("features", {}), model.card.threat_model)
@@ -290,11 +271,6 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
     Its amplitudes fall with frequency as those of photographs do (Field 1987, "Relations between the statistics of
     natural images and the response properties of cortical cells"), and it is grey: white noise of the same contrast
     shows as grain in what becomes of it, coloured noise as patches of wrong colours.
-
-    Example:
-        >>> grey = Classifier.wrap(torch.nn.Linear(2, 2), classes=2, mean=[0.5], std=[0.5], image_size=8)
-        >>> noise(grey, randomness.image_generators(0, range(4)), level=0.5, contrast=0.05).shape
-        torch.Size([4, 1, 8, 8])
     """
     side = model.image_size
     if side is None:
@@ -313,16 +289,8 @@ def noise(model: Classifier, generators: Sequence[torch.Generator], *, level: fl
 
 def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, *, num: int = 12) -> list[int]:
     """At most `num` units worth a look: those with the largest weights to each of the classes (names or indices; all
-    where None), which take turns, each unit once. They are grouped by class.
-
-    Raises:
-        UserError: fewer than one unit asked for, or a model whose logits are not those of its last linear layer.
-
-    Example:
-        >>> from robustsynth.models.store import load_model
-        >>> len(choose_units(load_model("mnist"), [3, 8], num=4))
-        4
-    """
+    where None), which take turns, each unit once. They are grouped by class. The model's last linear layer must give
+    its logits."""
     if num < 1:
         raise UserError(f"expected 1 or more units, got {num}")
     weights = last_linear(model).weight.detach()
@@ -348,16 +316,7 @@ def choose_units(model: Classifier, classes: Sequence[str | int] | None = None, 
 
 
 def check_units(model: Classifier, units: int | Sequence[int]) -> list[int]:
-    """Units that the model has, each once, in the order given.
-
-    Raises:
-        UserError: none, or one that it lacks.
-
-    Example:
-        >>> from robustsynth.models.store import load_model
-        >>> check_units(load_model("mnist"), [17, 3, 17])
-        [17, 3]
-    """
+    """Units that the model has, each once, in the order given; none, or one that it lacks, are a `UserError`."""
     count = last_linear(model).in_features
     found = np.atleast_1d(np.asarray(units))
     if not found.size:
