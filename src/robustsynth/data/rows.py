@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,8 +62,8 @@ class Source:
         label: what to call it, without any absolute path.
         identity: plain values that change whenever the images may have changed. They name the folder in the cache.
         open: reads names and counts; for the Hub, this is what downloads.
-        spec: the known data set that it was asked for as, if it was.
-        shards: finds its parquet files, paths or addresses, if that is what it consists of; such data can be streamed.
+        spec: the known data set that it was asked for as.
+        shards: finds its parquet files, paths or addresses, if it consists of such; it can be streamed then.
     """
 
     label: str
@@ -117,17 +117,10 @@ def stamps(files: Sequence[Path], root: Path) -> list[list[Any]]:
     return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
 
 
-class Header(NamedTuple):
-    """What the first bytes of an image say: its (width, height), and 1 or 3 channels."""
-
-    size: tuple[int, int]
-    channels: int
-
-
-def read_header(row: Row) -> Header:
-    """Size and channels without decoding the image; raises as `decode`."""
+def read_header(row: Row) -> tuple[tuple[int, int], int]:
+    """An image's (width, height), and its 1 or 3 channels, without decoding it; raises as `decode`."""
     with _opened(row) as image:
-        return Header(image.size, 1 if is_grey(image) else 3)
+        return image.size, 1 if is_grey(image) else 3
 
 
 def usual_size(sizes: Sequence[tuple[int, int]]) -> int:
@@ -164,7 +157,7 @@ def plan(
 
 def _shapes(rows: Iterable[Row]) -> tuple[list[tuple[int, int]], int]:
     """The sizes of the images that can be opened, and their channels; the others are reported when they are decoded."""
-    found, errors = list[Header](), list[UserError]()
+    found, errors = list[tuple[tuple[int, int], int]](), list[UserError]()
     for row in rows:
         try:
             found.append(read_header(row))
@@ -172,7 +165,7 @@ def _shapes(rows: Iterable[Row]) -> tuple[list[tuple[int, int]], int]:
             errors.append(error)
     if not found:
         raise errors[0]
-    return [header.size for header in found], max(header.channels for header in found)
+    return [size for size, _ in found], max(channels for _, channels in found)
 
 
 def decode(row: Row, *, image_size: int, channels: int) -> np.ndarray:
@@ -239,11 +232,7 @@ def hold_out(count_total: int, held: int, seed: int = 0) -> tuple[np.ndarray, np
 
     The shuffle is `torch.randperm` with a generator of its own, so that a seed means the same split for ever.
 
-    Returns:
-        Two int64 arrays, of shapes (held,) and (count_total - held,).
-
-    Raises:
-        UserError: `held` is negative or more than there are.
+    They are int64 arrays of shapes (held,) and (count_total - held,). A `UserError` refuses a `held` out of range.
 
     Example:
         >>> held, kept = hold_out(5, 2)

@@ -45,13 +45,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class ImageStream(ImageData):
-    """Labelled images in shards. Of `images` there is only the shape that they are decoded to.
-
-    Attributes:
-        pieces: the files, complete, in the order of their names.
-        columns: which hold the image and the label.
-        labels: int64 (N,), of all rows, file after file.
-    """
+    """Labelled images in shards, the complete files `pieces`. Of `images` there is only the shape to decode to."""
 
     pieces: tuple[Piece, ...]
     columns: Columns
@@ -163,12 +157,8 @@ class StreamBatches(IterableDataset["tuple[np.ndarray, np.ndarray] | Failed"]):
     What cannot be read ends them with a `Failed`. A `torch.utils.data.DataLoader` splits the substreams among its
     workers; worker after worker, what they give for a step is to be put together along the substreams.
 
-    Attributes:
-        pieces: what is trained on, of the `stream`.
-        first: steps of the `epoch` that are done.
-        substreams: how many there are in all.
-        mine: the numbers of those wanted.
-        each: rows of each substream in each of the `parts` of a batch.
+    Of `substreams` in all, those of the numbers `mine` are read; `each` rows of one are in each of the `parts` of a
+    batch. `first` steps of the epoch are done.
     """
 
     stream: ImageStream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,16 +37,9 @@ def adversarial_images(
 ) -> Tensor:
     """Images within `eps` of `images` that the network finds hardest: the last iterate of PGD (Madry et al. 2018).
 
-    Args:
-        network: images to logits, in evaluation mode and with frozen parameters.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,) integers, or (N, classes) shares of a mixed label, whose loss is then what is maximised.
-        norm: of `robustsynth.constraints.NORMS`.
-        eps: the radius, in pixel units; 0 gives the images back.
-        step_size: length of a step.
-        steps: how many.
-        random_start: start uniformly at random in the ball, drawn from one generator an image; at the images where
-            None.
+    `network` takes images (N, C, H, W) in [0, 1] to logits, in evaluation mode and with frozen parameters. `labels` are
+    (N,) integers, or shares (N, classes). The attack starts uniformly at random in the ball, drawn from one generator
+    of `random_start` an image; at the images themselves where None.
 
     Example:
         >>> adversarial_images(
@@ -73,10 +65,6 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     """
     logs = F.log_softmax(second, 1), F.log_softmax(first, 1)
     return F.kl_div(*logs, reduction="none", log_target=True).sum(1)
-
-
-def _minus_divergence(network: Network, reference: Tensor, images: Tensor) -> Tensor:
-    return -divergence(reference, network(images))
 
 
 def strength(settings: TrainSettings, level: int) -> tuple[int, float]:
@@ -111,12 +99,8 @@ def recipe_attack(
     That of fast is N-FGSM (de Jorge et al. 2022, Algorithm 1): a random start in the ball of radius k·eps, k being
     `fast_noise`, then one step of length eps. Only the box [0, 1] bounds the result, which may lie (k + 1)·eps away.
 
-    Args:
-        network: as for `adversarial_images`, as `images` and `labels` are.
-        settings: of the run.
-        generators: of random starts, one an image.
-        scale: of eps and of the step, while they rise.
-        level: how often the attack has been made stronger.
+    `network` and `labels` are as for `adversarial_images`, `generators` those of random starts, one an image. `scale`
+    multiplies eps and the step while they rise; the attack has been made stronger `level` times.
 
     Raises:
         NonFiniteError: a gradient became NaN or infinite.
@@ -131,7 +115,12 @@ def recipe_attack(
         reach = ball(settings.norm, (noise + 1) * eps * (1 + 1e-5))
     elif settings.recipe == "trades":
         with torch.no_grad():
-            objective = functools.partial(_minus_divergence, network, network(images))
+            clean = network(images)
+
+        def closeness(images: Tensor) -> Tensor:
+            return -divergence(clean, network(images))
+
+        objective = closeness
         # The divergence is flat at the images themselves, so that any attack on it needs a little noise to start.
         start = (images + TRADES_NOISE * normal(generators, images.shape[1:]).to(images.device)).clamp(0, 1)
     elif settings.random_start or level > 0:
@@ -146,9 +135,8 @@ def count_clean_and_robust(
 ) -> tuple[int, int]:
     """How many images of a batch are classified correctly, and how many under PGD-10: steps of eps/4, from themselves.
 
-    Args:
-        logits: as `network` of `adversarial_images`, as `labels` (N,), `norm` and `eps` are.
-        images: (N, C, h, w) in [0, 1]; brought to the side `size` that the network is meant for.
+    `images` (N, C, h, w) are brought to the side `size` that the network is meant for; all else is as for
+    `adversarial_images`.
 
     Example:
         >>> images = torch.tensor([[[[0.4, 0.6]]], [[[0.0, 1.0]]]])
@@ -171,14 +159,8 @@ class AttackNetwork(nn.Module):
     """A frozen copy of a network in training, which follows its weights: in evaluation mode, batch norm folded.
 
     An attack asks the network many times between two changes of its weights. Folded, it has fewer layers to pass, and
-    its weights are cast to bfloat16 only once.
-
-    Args:
-        network: being trained.
-        precision: ``float32`` or ``bfloat16``, that it computes in.
-
-    Attributes:
-        folds: whether there was anything to fold; where not, it is as fast as the network itself.
+    its weights are cast to bfloat16 only once, where that is the `precision`. `folds` says whether there was anything
+    to fold; where not, it is as fast as the network itself.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(100, 2))

@@ -49,11 +49,7 @@ class TrainState:
     """A run at a step. Random numbers need no state: each step's are drawn from a generator keyed by its number.
 
     Attributes:
-        settings: of the run.
-        network: being trained by the `optimizer`.
-        average: its weights' moving average, which is what is evaluated and kept.
-        optimizer: SGD.
-        execution: precision and batch size, as measured when the run started.
+        average: the network's moving average, which is what is evaluated and kept.
         data: what tells the images that it trains on from others.
         step: steps done.
         seconds: of training so far, over all resumptions.
@@ -61,7 +57,6 @@ class TrainState:
         rows: the log so far.
         perturbation: of the last batch, (N, C, H, W), with which free begins the next.
         attack_level: how often the attack has been made stronger after a collapse.
-        collapses: what the guard saw and did each time.
         good: weights, average and optimizer before any collapse, of a run that is guarded.
     """
 
@@ -101,13 +96,10 @@ class TrainState:
         self.check_finite("average")
 
     def check_finite(self, *parts: str) -> None:
-        """Refuse NaN and infinity in `PARTS`.
+        """Raise a `UserError` where there is NaN or infinity in some of `PARTS`.
 
         A loss and its gradient may be finite while batch norm's running statistics are not: they are not used in
         training, but by the attack and by the model that is kept.
-
-        Raises:
-            UserError: where they are.
         """
         for part in parts:
             state = getattr(self, part).state_dict()
@@ -140,9 +132,10 @@ class TrainState:
     def save(self, folder: Path) -> None:
         """Write the checkpoint by `write_checkpoint`, or raise a `UserError` where weights are not finite."""
         self.check_finite(*PARTS)
-        contents = {"settings": dataclasses.asdict(self.settings), "execution": self.execution.as_dict()}
-        contents |= {name: getattr(self, name).state_dict() for name in PARTS}
-        write_checkpoint(contents | {name: getattr(self, name) for name in PLAIN}, folder)
+        contents = {name: getattr(self, name).state_dict() for name in PARTS}
+        contents |= {name: getattr(self, name) for name in PLAIN}
+        contents |= {"settings": dataclasses.asdict(self.settings), "execution": self.execution.as_dict()}
+        write_checkpoint(contents, folder)
 
     def load(self, folder: Path, device: torch.device, **how: Any) -> None:
         """Become what `save` wrote, as by `read_checkpoint`; a `UserError` where it is of other settings or data."""
@@ -214,18 +207,7 @@ def write_checkpoint(contents: dict[str, Any], folder: Path) -> None:
     """Write `contents`, with its ``step``, as the newest checkpoint of `folder`; the newest so far is the one before.
 
     At every moment, also of a power cut, one of the two is complete. A run has one writer: what an earlier one that was
-    killed left half written is removed.
-
-    Raises:
-        OSError: the disk is full or refuses; what was there is untouched.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as home:
-        ...     for step in (1, 2):
-        ...         write_checkpoint(dict.fromkeys(NEEDED, 0) | {"step": step}, Path(home))
-        ...     sorted(path.name for path in Path(home).iterdir()), read_checkpoint(Path(home))["step"]
-        (['checkpoint-before.pt', 'checkpoint.pt'], 2)
+    killed left half written is removed. An `OSError` of a full disk leaves what was there untouched.
     """
     path = folder / CHECKPOINT
     for left in folder.glob(".checkpoint-*.pt"):
@@ -254,15 +236,10 @@ def read_checkpoint(
     announce: Callable[[str], object] = lambda line: None,
     set_aside: bool = False,
 ) -> dict[str, Any]:
-    """The contents of a run's newest checkpoint, or of the one before it where that is damaged.
+    """The contents of a run's newest checkpoint, or of the one before it where that is damaged; no code is executed.
 
-    Nothing in it is executed.
-
-    Args:
-        folder: the run's.
-        device: to put tensors on.
-        announce: called with what a damaged checkpoint costs.
-        set_aside: move a damaged one away, so that it does not become the one before the next.
+    `announce` is called with what a damaged checkpoint costs; `set_aside` moves it away, so that it does not become the
+    one before the next.
 
     Raises:
         UserError: there is none, both are damaged, it holds code, or another version wrote it.

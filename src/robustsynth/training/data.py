@@ -28,15 +28,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemory:
-    """Batches of images that are decoded already, for a run on `device`.
-
-    Attributes:
-        held: numbers of the images that are held out to select by.
-        kept: numbers of those that are trained on.
-        summary: for a checkpoint, what makes it the same stream: it is none.
-    """
+    """Batches of decoded images: those with the numbers `kept`; those with the numbers `held` are held out."""
 
     summary: Mapping[str, Any] = {"stream": None}
+    """For a checkpoint, what makes it the same stream: it is none."""
 
     def __init__(self, data: ImageData, settings: TrainSettings, device: torch.device) -> None:
         self.data, self.settings, self.device = data, settings, device
@@ -64,7 +59,6 @@ class InMemory:
         return self.data, self.held
 
     def read(self, numbers: np.ndarray) -> Batch:
-        """The images of these numbers."""
         # Indexing by an array copies from the memory map, so that the tensor may be written to.
         return _as_batch(self.data.images[numbers], self.data.labels[numbers], self.device)
 
@@ -90,11 +84,8 @@ class Streamed:
     """Batches of a stream, as `InMemory` has them: images are decoded while the run goes on, in their own processes.
 
     A batch takes as many rows of each substream, whose order is the same whatever the processes and decoders, so that
-    a batch is, too. The first images of the first shards are held out. Each of `workers` reads and decodes its own
-    substreams, in `decoders` processes; in itself where they are 0.
-
-    Raises:
-        UserError: the number of processes does not divide that of substreams.
+    a batch is, too. The first images of the first shards are held out. Each of `workers`, whose number divides that of
+    substreams, decodes its own, in `decoders` processes; in itself where they are 0.
     """
 
     def __init__(

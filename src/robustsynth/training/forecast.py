@@ -17,9 +17,8 @@ from robustsynth.errors import UserError
 from robustsynth.training.attack import count_clean_and_robust
 from robustsynth.training.checkpoints import TrainState
 from robustsynth.training.data import Streamed
-from robustsynth.training.guard import GUARD_IMAGES
 from robustsynth.training.step import train_step
-from robustsynth.training.trainer import Trainer
+from robustsynth.training.trainer import GUARD_IMAGES, Trainer
 
 BUDGET = 6.0
 """Seconds after which no further step is measured; the first ones, of each size, always are."""
@@ -33,17 +32,14 @@ CHECKPOINTS = 3
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take from where it stands.
+    """What a run will take from where it stands: steps and epochs to go, seconds, and bytes.
 
     Attributes:
-        steps: to go.
-        epochs: to go, in part where it is resumed in mid-epoch.
         step_seconds: of one step, by the side that it trains at.
-        training_seconds: of all steps to go.
         selecting_seconds: of the held-out images' evaluations, and of the guard's.
-        memory: peak of this process, or of its graphics card, in bytes.
-        checkpoints: bytes of the checkpoint files.
-        cache: bytes of decoded images in the cache; 0 for a stream.
+        memory: peak of this process, or of its graphics card.
+        checkpoints: of the checkpoint files.
+        cache: of decoded images in the cache; 0 for a stream.
 
     Example:
         >>> Forecast(7800, 20.0, {32: 0.5}, 3900.0, 300.0, 2 * 10**9, 10**8, 15 * 10**7).lines()[0]

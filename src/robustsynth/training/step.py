@@ -101,12 +101,7 @@ def perturbed_weights(
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did.
-
-    Attributes:
-        loss: the mean over the batch of what the weights descended on.
-        images: (N, C, H, W), the images that it trained on, attacked, of the batch's first part.
-    """
+    """A step's mean loss, and the attacked `images` (N, C, H, W) that it trained on, of the batch's first part."""
 
     loss: float
     images: Tensor
@@ -130,10 +125,9 @@ def train_step(
     batch.
 
     Args:
-        state: of the run, of `steps_per_epoch` steps an epoch, which ends at images of `size` pixels.
+        state: of a run of `steps_per_epoch` steps an epoch, which ends at images of `size` pixels.
         predict: makes a network a function from images in [0, 1] to float32 logits.
         images: the batch (N, C, h, w) in [0, 1], or this process's part of it, and its `labels` (N,).
-        team: the processes that take this step together.
         frozen: copy of ``state.network``, for the attack to ask in its place.
 
     Raises:

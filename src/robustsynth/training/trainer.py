@@ -1,4 +1,4 @@
-"""The trainer: from settings and images to a model folder that `load_model` takes."""
+"""The trainer: from settings and images to a model folder that `load_model` takes. It guards one-step training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from robustsynth.data import ImageData
 from robustsynth.data.streaming import ImageStream
 from robustsynth.errors import UserError
 from robustsynth.files import only_writer
+from robustsynth.loop import NonFiniteError
 from robustsynth.models.execution import Execution, fastest_precision
 from robustsynth.models.networks import build_network
 from robustsynth.models.store import chosen_device, load_model
 from robustsynth.objectives import Network
 from robustsynth.processes import ALONE, Team, Workers
-from robustsynth.training.attack import attack_network, count_clean_and_robust
+from robustsynth.randomness import generator
+from robustsynth.training.attack import attack_network, count_clean_and_robust, count_correct, recipe_attack, strength
 from robustsynth.training.checkpoints import TrainState, has_checkpoint
 from robustsynth.training.data import InMemory, Streamed
 from robustsynth.training.fine_tuning import announcements, begin_from
-from robustsynth.training.guard import GUARD_IMAGES, watch
 from robustsynth.training.outputs import TensorBoardLog, finish_model, keep_model, write_log
 from robustsynth.training.settings import TrainSettings
 from robustsynth.training.step import StepResult, train_step
@@ -39,20 +40,27 @@ CHECKPOINT_SECONDS = 120
 EPOCH_SECONDS = 60
 """Those after which one is written at an epoch's end: of few images an epoch may be shorter than the writing."""
 
+GUARD = 3
+"""Key of the random streams of the guard against catastrophic overfitting."""
+
+GUARD_IMAGES = 64
+"""Held-out images on which it compares attacks, at most."""
+
+CHANCE = 5
+"""Fewer images than this that only one of the attacks turns are no sign of anything."""
+
 
 class Trainer:
     """One training run: `run` takes it to its end, `steps` is a loop over its steps.
 
     Args:
-        settings: see `TrainSettings`.
+        settings: of the run.
         data: the training images, in memory or as a stream.
         out: folder for the checkpoint, the log and the finished model.
-        device: to train on.
         precision: ``float32`` or ``bfloat16``; measured for half a second where None.
         resume: go on from the checkpoint in `out`.
         tensorboard: log for TensorBoard too, in `out`.
-        announce: called with what people should know: what a model that is fine-tuned was, collapses, a damaged
-            checkpoint.
+        announce: called with what people should know, such as a collapse or a damaged checkpoint.
         workers: the processes that train together, within ``workers.joined``. The first alone writes and announces.
         sync_batch_norm: batch norm over all processes' images; graphics cards only.
         decoders: processes that decode a stream's images.
@@ -140,7 +148,7 @@ class Trainer:
         self._counted = 0.0
 
     def run(self) -> Path:
-        """Train to the end and finish the model's folder, which is returned; see `steps`."""
+        """Train to the end and finish the model's folder, which is returned."""
         for _ in self.steps():
             pass
         return self.out
@@ -158,7 +166,9 @@ class Trainer:
                 process trains in this folder.
         """
         state = self.state
-        with _only_trainer(self.out, self.workers) as closing:
+        with contextlib.ExitStack() as closing:
+            # All processes hear of it where another run writes to the folder.
+            self.workers.agreed(lambda: closing.enter_context(only_writer(self.out)))
             if self.tensorboard is not None:
                 closing.callback(self.tensorboard.writer.close)
             if self.settings.guarded and state.good is None:
@@ -170,7 +180,11 @@ class Trainer:
                 epoch, first = divmod(state.step, self.steps_per_epoch)
                 for batch in self.source.epoch(epoch, first, self.team.rows):
                     result = self._step(*batch)
-                    self._after_step(result.loss)
+                    if self.tensorboard is not None:
+                        rate = self.settings.rate(state.step - 1, self.steps_per_epoch)
+                        self.tensorboard.step(state.step, result.loss, rate)
+                    if self.settings.guarded and state.step % self.settings.guard_every == 0:
+                        self._guard()
                     now, left = self._count_time(), False
                     try:
                         yield result
@@ -224,19 +238,51 @@ class Trainer:
         given = {"steps_per_epoch": self.steps_per_epoch, "size": self.size, "team": self.team}
         return train_step(self.state, self.predict, images, labels, frozen=self.frozen, **given)
 
-    def _after_step(self, loss: float) -> None:
-        """What follows some steps: the guard against collapse, and a value for TensorBoard."""
+    def _guard(self) -> None:
+        """Keep the weights where all is well; go back to them where training has collapsed.
+
+        A network trained on a one-step attack may come, within some hundred steps, to classify nearly all images
+        correctly under that attack and hardly any under PGD: catastrophic overfitting (Wong et al. 2020, Section 5.4;
+        Andriushchenko and Flammarion 2020). A gap above ``guard_gap`` on a few held-out images is a collapse. The run
+        goes back to the last weights whose gap was at most half of that, and goes on with an attack of twice as many
+        steps from a random start. The step count, and with it the schedule and the random streams, goes on too.
+        """
         state, settings, position = self.state, self.settings, (self.state.step - 1, self.steps_per_epoch)
-        if self.tensorboard is not None:
-            self.tensorboard.step(state.step, loss, settings.rate(*position))
-        if not settings.guarded or state.step % settings.guard_every:
-            return
+        scale, side = settings.attack_scale(*position), settings.side(*position, self.size)
         images, labels = self.source.held_out(0, GUARD_IMAGES)
-        side = settings.side(*position, self.size)
+        count = len(images)
         if images.shape[-1] != side:
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
-        given = {"scale": settings.attack_scale(*position), "announce": self.announce, "team": self.team}
-        watch(state, self.predict, images, labels, **given)
+
+        def counts() -> tuple[int, int]:
+            """Images classified correctly under the training's attack and PGD-10."""
+            network, logits = state.network, self.predict(state.network)
+            training, level = network.training, state.attack_level
+            generators = [generator(settings.seed, GUARD, state.step, place) for place in range(count)]
+            network.eval().requires_grad_(False)
+            given = {"norm": settings.norm, "eps": scale * settings.eps, "size": side}
+            try:
+                attack = recipe_attack(logits, images, labels, settings, generators, scale=scale, level=level)
+                return count_correct(logits, attack, labels), count_clean_and_robust(logits, images, labels, **given)[1]
+            except NonFiniteError:
+                raise state.not_finite("finite weights") from None
+            finally:
+                network.train(training).requires_grad_(True)
+
+        trained, pgd = (correct / count for correct in self.workers.agreed(counts))
+        if trained - pgd > settings.guard_gap and (trained - pgd) * count >= CHANCE:
+            back = state.return_to_good()
+            state.attack_level += 1
+            steps = strength(settings, state.attack_level)[0]
+            event = {"step": state.step, "trained": trained, "pgd": pgd, "back_to": back, "attack_steps": steps}
+            state.collapses.append(event)
+            self.announce(
+                f"catastrophic overfitting at step {state.step}: {100 * trained:.0f} % correct under the attack "
+                f"trained with, {100 * pgd:.0f} % under PGD-10; back to the weights of step {back}, on with {steps} "
+                "attack steps"
+            )
+        elif trained - pgd <= settings.guard_gap / 2:
+            state.keep_good()
 
     def _end_epoch(self, epoch: int, last: StepResult) -> None:
         """Log, and on the epochs that are evaluated keep the model if it is the best so far."""
@@ -358,10 +404,3 @@ def _measured_execution(
     # In evaluation mode: measuring must not move batch norm's statistics, nor fail on a single small image.
     reduced: Any = torch.autocast(device.type, torch.bfloat16)(network.eval().forward)
     return Execution(fastest_precision({"float32": network, "bfloat16": reduced}, images), settings.batch_size)
-
-
-def _only_trainer(out: Path, workers: Workers) -> contextlib.ExitStack:
-    """Become, until it is closed, the only run that writes to `out`; all processes hear of it where that cannot be."""
-    held = contextlib.ExitStack()
-    workers.agreed(lambda: held.enter_context(only_writer(out)))
-    return held
