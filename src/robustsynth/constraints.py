@@ -1,7 +1,6 @@
 """Constraints on images: balls around a centre, one class a norm, within the box of valid images.
 
-A `Ball` has all facts that depend on its norm, so that a new threat model is one class with `register_norm` before it,
-in any file. All sizes are in pixel units of images in [0, 1] (Santurkar et al. 2019, Appendix A.1).
+All sizes are in pixel units of images in [0, 1] (Santurkar et al. 2019, Appendix A.1).
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ def l2_norm(images: Tensor) -> Tensor:
 class Ball(Constraint):
     """Images within `eps` of their centre in some norm, and within [0, 1]: the base of a threat model.
 
-    A subclass has `name`, `growth` and the methods `length`, `direction` and `project`; the other facts have defaults.
+    A new threat model is a subclass with `register_norm` before it, in any file. It has `name`, `growth` and the
+    methods `length`, `direction` and `project`; the other facts have defaults.
 
     Attributes:
         eps: the radius, 0 or more and finite.
@@ -86,12 +86,7 @@ class Ball(Constraint):
 
     @classmethod
     def scale(cls, values: float) -> float:
-        """What radii are proportional to, for images of `values` numbers.
-
-        Example:
-            >>> L2Ball.scale(64 * 64) / L2Ball.scale(32 * 32), LinfBall.scale(64 * 64)
-            (2.0, 1.0)
-        """
+        """What radii are proportional to, for images of `values` numbers."""
         return values**cls.growth
 
     def name_for(self, attack: str) -> str:
@@ -113,8 +108,7 @@ def register_norm(kind: B) -> B:
 
     Registering a name again replaces what it meant.
 
-    Raises:
-        UserError: the class has no `name` or no `growth`.
+    A `UserError` where the class has no `name` or no `growth`.
 
     Example:
         >>> @register_norm

@@ -16,12 +16,6 @@ class UserError(ValueError):
 class UnknownNameError(UserError):
     """A name that is not among `choices`, which the message lists, the most alike first.
 
-    Args:
-        kind: such as ``"class"`` or ``"model"``.
-        name: what was given.
-        choices: the names that exist.
-        remedy: a further sentence on what to do.
-
     Example:
         >>> str(UnknownNameError("class", "shp", ["cat", "ship"]))
         "unknown class 'shp': did you mean 'ship'? Available: ship, cat."

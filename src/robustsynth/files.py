@@ -67,11 +67,7 @@ def written_beside(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON.
-
-    Raises:
-        TypeError: `value` holds something that JSON cannot express.
-    """
+    """Write `value` as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with written_beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -81,16 +77,7 @@ def write_json(path: Path | str, value: Any) -> None:
 def only_writer(folder: Path | str, *, patience: float = 10) -> Iterator[None]:
     """A context that one process of this machine can be in at a time. It ends with the process, however that ends.
 
-    Args:
-        folder: the folder that is written to. The lock itself lies in the cache folder.
-        patience: seconds to wait for another process to end.
-
-    Raises:
-        UserError: another process writes to the folder.
-
-    Example:
-        >>> with only_writer("."):
-        ...     pass
+    The lock lies in the cache folder. A `UserError` where another process still writes after `patience` seconds.
     """
     name = hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:20]
     lock = filelock.FileLock(cache_folder("locks") / name)
@@ -136,11 +123,7 @@ def preset_files(package: str) -> list[str]:
 
 
 def read_preset(package: str, name: str) -> dict[str, Any]:
-    """The contents of a preset of a package.
-
-    Raises:
-        UnknownNameError: no such preset.
-    """
+    """The contents of a preset of a package; an `UnknownNameError` where there is none of that name."""
     if name not in preset_files(package):
         raise UnknownNameError("preset", name, preset_files(package))
     return tomllib.loads((resources.files(package) / "presets" / f"{name}.toml").read_text(encoding="utf-8"))

@@ -141,15 +141,18 @@ def pgd_steps(
         length = step_size(index) if callable(step_size) else step_size
         if not (0 < length < float("inf")):
             raise UserError(f"expected a positive finite step size, got {length} at step {index}")
-        loss, grad = _loss_and_gradient(problem.objective, images)
+        with torch.enable_grad():
+            variable = images.detach().requires_grad_(True)
+            loss = _checked(problem.objective(variable), len(images))
+            # Summed, never averaged: an image's step must not depend on how many others are in the batch.
+            (grad,) = torch.autograd.grad(loss.sum(), variable)
+        loss = loss.detach()
         with torch.no_grad():
             moved = images - length * problem.constraint.direction(grad)
             moved = problem.constraint.project(moved, center)
             # One sum tells whether anything at all is wrong; only then is it asked which image.
             if not bool(torch.isfinite(loss.sum() + grad.sum() + moved.sum())):
-                finite = torch.isfinite(loss) & _finite(grad) & _finite(moved)
-                for position in (~finite).nonzero().flatten().tolist():
-                    failures.setdefault(position, index)
+                _note_failures(failures, index, loss, grad, moved)
             if failures:
                 stopped = torch.tensor(sorted(failures), device=images.device)
                 moved[stopped] = images[stopped]
@@ -159,8 +162,7 @@ def pgd_steps(
     if score_last:
         with torch.no_grad():
             last = _checked(problem.objective(images), len(images))
-        for position in (~torch.isfinite(last)).nonzero().flatten().tolist():
-            failures.setdefault(position, steps)
+        _note_failures(failures, steps, last)
     yield Step(steps, images, last, dict(failures))
 
 
@@ -175,9 +177,7 @@ def pgd(
     """The images (N, C, H, W) that the loop ends with.
 
     Args:
-        problem: as for `pgd_steps`, as are `step_size` and `steps`.
-        step_size: the length of a step.
-        steps: T.
+        problem, step_size, steps: as for `pgd_steps`.
         use_best: return each image's iterate of lowest loss among x₀ … x_T, as the authors do, not x_T.
         on_step: called with every `Step`; returning ``False`` stops the loop there.
 
@@ -204,18 +204,7 @@ def pgd(
 
 
 class BestIterate:
-    """For each image, the iterate of lowest loss among the steps added so far.
-
-    Attributes:
-        images: (N, C, H, W), a new tensor after each `add`.
-
-    Example:
-        >>> best = BestIterate()
-        >>> for value, loss in ((0.1, 2.0), (0.2, 1.0), (0.3, 3.0)):
-        ...     best.add(Step(0, torch.full((1, 1, 1, 1), value), torch.tensor([loss])))
-        >>> round(best.images.item(), 1)
-        0.2
-    """
+    """For each image, the iterate of lowest loss among the steps added so far. `add` never changes `images`."""
 
     images: Tensor
     _loss: Tensor | None = None
@@ -231,20 +220,14 @@ class BestIterate:
         self._loss = torch.where(better, step.loss, self._loss)
 
 
-def _loss_and_gradient(objective: Objective, images: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        variable = images.detach().requires_grad_(True)
-        loss = _checked(objective(variable), len(images))
-        # Summed, never averaged: an image's step must not depend on how many others are in the batch.
-        (grad,) = torch.autograd.grad(loss.sum(), variable)
-    return loss.detach(), grad
-
-
 def _checked(loss: Tensor, count: int) -> Tensor:
     if loss.shape != (count,):
         raise UserError(f"expected the objective to give one number an image, ({count},), got {tuple(loss.shape)}")
     return loss
 
 
-def _finite(values: Tensor) -> Tensor:
-    return torch.isfinite(values).flatten(1).all(1)
+def _note_failures(failures: dict[int, int], index: int, *values: Tensor) -> None:
+    """Of each image that has a NaN or an infinity among its values, the first step at which it had."""
+    finite = torch.stack([torch.isfinite(each)[:, None].flatten(1).all(1) for each in values]).all(0)
+    for position in (~finite).nonzero().flatten().tolist():
+        failures.setdefault(position, index)

@@ -15,12 +15,7 @@ def keep_freed_memory() -> bool:
     By default each tensor of some megabytes is a mapping of its own, which is returned when it is freed; the pages of
     the next one are fetched one by one and filled with zeros. A step of training at 128² does so hundreds of times.
 
-    Returns:
-        whether it was done; False where the C library is not glibc (macOS, Windows, Alpine).
-
-    Example:
-        >>> keep_freed_memory() in (True, False)
-        True
+    Returns whether it was done; False where the C library is not glibc (macOS, Windows, Alpine).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -41,9 +41,9 @@ class Objective:
     __rmul__ = __mul__
 
 
+@dataclass(frozen=True)
 class _Computed(Objective):
-    def __init__(self, compute: Network) -> None:
-        self.compute = compute
+    compute: Network
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.compute(images)
@@ -94,12 +94,8 @@ class CrossEntropy(Objective):
 def checked_weights(weights: Tensor, classes: int | None = None) -> Tensor:
     """Weights (N, K) of the classes as float32.
 
-    Args:
-        weights: (N, K), each row 0 or more and summing to 1.
-        classes: K, or None for any.
-
     Raises:
-        UserError: another shape, other values or sums.
+        UserError: another shape, `classes` being K or None for any; or a row that is not 0 or more and sums to 1.
     """
     if weights.ndim != 2 or not weights.is_floating_point() or classes not in (None, weights.shape[1]):
         raise UserError(
@@ -137,13 +133,7 @@ class Ensemble(Objective):
 class Reordered:
     """A network whose logits are put in the order of the names `wanted`.
 
-    Args:
-        network: images to logits in the order of `classes`.
-        classes: the same names in another order.
-        wanted: names of classes.
-
-    Raises:
-        UserError: the names are not the same.
+    `network` gives them in the order of `classes`; a `UserError` where these are not the same names.
 
     Example:
         >>> Reordered(lambda x: x.flatten(1), ["cat", "ship"], ["ship", "cat"])(torch.tensor([[1.0, 2.0]])).tolist()

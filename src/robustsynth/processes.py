@@ -194,9 +194,6 @@ class Team:
         count: how many these are.
         share: of a part's images, that this process takes.
 
-    Raises:
-        UserError: more processes than images in a part.
-
     Example:
         >>> Team(Workers(rank=1, size=2), batch_size=12, accumulate=2).rows.tolist()
         [3, 4, 5, 9, 10, 11]
@@ -266,10 +263,6 @@ def join_round(store: dist.Store, rank: int, size: int) -> dist.Store:
 
     The first process opens a round with a new number. Every other one writes a random name there, and takes part once
     the first has listed that name: a round that an earlier process of its rank took part in lists another name.
-
-    Example:
-        >>> alone = join_round(dist.HashStore(), rank=0, size=1)
-        >>> alone.set("key", "value")
     """
     if rank == 0:
         number = str(store.add("rounds", 1))
@@ -302,11 +295,8 @@ def note_begun() -> None:
 
 
 def was_begun() -> bool:
-    """Whether an earlier round of this job of ``torchrun`` began its work: its processes were lost, and these go on.
-
-    The number of restarts, which counts where ``torchrun`` keeps no store, is that of this machine alone, and counts
-    rounds that ended with a user's mistake too.
-    """
+    """Whether an earlier round of this job of ``torchrun`` began its work: its processes were lost, and these go on."""
     if (store := job_store()) is not None:
         return store.check(["begun"])
+    # The number of restarts is that of this machine alone, and counts rounds that ended with a user's mistake too.
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

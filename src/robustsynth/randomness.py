@@ -1,8 +1,4 @@
-"""Random numbers: one generator for each image.
-
-Image 17 of seed 0 is the same whether it is drawn alone, in a batch of a hundred, or by the third of four processes,
-because no other image draws from its generator.
-"""
+"""Random numbers: one generator for each image, so that no image depends on the others of its batch."""
 
 from __future__ import annotations
 

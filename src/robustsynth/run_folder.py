@@ -87,7 +87,11 @@ class RunFolder:
                     f"expected a folder of {task}, but {self.out} holds results of {there.get('task')}, which are "
                     "never replaced; choose another --out"
                 )
-            there = _completed(there, defaults)
+            there = dict(there)
+            # What an earlier version did not write, with the values that its results were made with.
+            for name, value in defaults.items():
+                nested = isinstance(value, dict) and isinstance(there.get(name), dict)
+                there[name] = value | there[name] if nested else there.get(name, value)
             differing = [name for name in asked if name not in ignored and there.get(name) != asked[name]]
             if differing and not overwrite:
                 raise UserError(
@@ -199,26 +203,8 @@ def model_identity(model: Classifier, name: str | None = None) -> dict[str, Any]
     return {"name": name or model.name, "sha256": sha256(weights) if weights and weights.exists() else None}
 
 
-def _completed(record: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of an earlier version, with the values that its results were made with but it does not name."""
-    completed = {**defaults, **record}
-    for name, value in defaults.items():
-        if isinstance(value, dict) and isinstance(record.get(name), dict):
-            completed[name] = value | record[name]
-    return completed
-
-
 class PngSamples:
-    """Numbered images, a file each: ``000003-cat.png``.
-
-    Args:
-        out: the folder.
-        names: of the images, without ending.
-
-    Example:
-        >>> PngSamples(Path("out"), ["000000-cat"]).path(0).name
-        '000000-cat.png'
-    """
+    """Numbered images in the folder `out`, a file each: ``000003-cat.png``. `names` have no ending."""
 
     def __init__(self, out: Path, names: Sequence[str]) -> None:
         self.out, self.names = out, list(names)
@@ -249,11 +235,8 @@ class PngSamples:
 class NpzSamples:
     """``samples.npz`` with ``arr_0``, uint8 (N, H, W, C), and ``arr_1``, labels (N,).
 
-    Images go to a memory-mapped file until all are there, so that 50,000 need no more memory than 500.
-
-    Args:
-        out: the folder.
-        names: of the images, of which only the number matters here.
+    Images go to a memory-mapped file until all are there, so that 50,000 need no more memory than 500. Of `names`, only
+    the number matters here.
     """
 
     FILES = ("samples.npz", "samples-images.partial.npy", "samples-labels.partial.npy", "samples-progress.json")

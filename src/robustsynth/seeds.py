@@ -1,10 +1,8 @@
 """Start images of generation, drawn from simple distributions of each class (Santurkar et al. 2019, Section 3.1).
 
-Independent normals of each pixel and multivariate normals of low rank are fitted to training images and kept in one
-small file beside the model. Uniform noise needs no fit. Large images are fitted at a quarter of their resolution, as in
-the paper. Gaussian mixtures are the richer distributions that the paper wishes for. A mixture describes a class's
-coordinates along its leading directions; what lies outside of these stays stationary noise, which each component
-scales: a plain sky and a flower bed differ in that most of all. Fitting mixtures needs scikit-learn.
+Normals of each pixel and multivariate normals of low rank are fitted to training images, large ones at a quarter of
+their resolution, and kept in one small file beside the model. A Gaussian mixture describes a class's coordinates along
+its leading directions; what lies outside of these stays stationary noise, which each component scales.
 """
 
 from __future__ import annotations
@@ -74,13 +72,6 @@ class ClassMixtures:
         """A draw from the mixture of class `label`: coordinates (R,), and the factor of its residual.
 
         It is made of standard normal numbers (R,) and of a number in [0, 1), which chooses the component.
-
-        Example:
-            >>> two = ClassMixtures(
-            ...     weights=torch.tensor([[0.25, 0.75]]), means=torch.tensor([[[-5.0], [5.0]]]),
-            ...     factors=torch.ones(1, 2, 1, 1), detail=torch.tensor([[1.0, 2.0]]))
-            >>> two.coordinates(0, torch.tensor([0.5]), torch.tensor(0.3))
-            (tensor([5.5000]), tensor(2.))
         """
         rising = self.weights[label].cumsum(0)
         # Rounding may leave the last sum a little below 1, or the number at 1 in float16.
@@ -89,15 +80,14 @@ class ClassMixtures:
         return along, self.detail[label, component]
 
     def save(self, folder: Path | str) -> Path:
-        """Write ``mixtures.safetensors`` (float16) beside the seeds in `folder`, whole or not at all."""
+        """Write ``mixtures.safetensors`` (float16) beside the seeds in `folder`."""
         return _write(Path(folder) / MIXTURES_FILE, self, TENSORS, seeds=sha256(Path(folder) / SEEDS_FILE))
 
     @classmethod
     def load(cls, folder: Path | str, *, recorded: str | None = None) -> ClassMixtures:
         """Read what `save` wrote into a model's folder; `recorded` is its SHA-256 as the model's card has it.
 
-        Raises:
-            UserError: there is no such file, it is damaged, or it was fitted to other seeds than lie beside it.
+        A `UserError` where there is no such file, it is damaged, or it was fitted to other seeds than lie beside it.
         """
         path, seeds = Path(folder) / MIXTURES_FILE, Path(folder) / SEEDS_FILE
         again = f"robustsynth generate --model {folder} --fit-mixtures DATA"
@@ -152,10 +142,7 @@ class ClassSeeds:
     def mixture(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """A draw of the class's Gaussian mixture in place of its one normal: (N, C, h, w), not yet in [0, 1].
 
-        From the same generators, it is made of the same noise as `multivariate`.
-
-        Raises:
-            UserError: mixtures are not loaded.
+        From the same generators, it is made of the same noise as `multivariate`. A `UserError` without `mixtures`.
         """
         if self.mixtures is None:
             raise UserError("expected class seeds with Gaussian mixtures, got seeds without; see fit_class_mixtures")
@@ -240,8 +227,7 @@ def has_seeds(model: Classifier) -> bool:
 def model_seeds(model: Classifier, kind: str) -> ClassSeeds:
     """The seeds that lie beside the model, with mixtures where `kind` is ``"mixture"``.
 
-    Raises:
-        UserError: there are none, or they are damaged or another model's.
+    A `UserError` where there are none, or they are damaged or another model's.
     """
     if model.folder is None:
         raise UserError(
@@ -307,9 +293,6 @@ def sample_seeds(
     if drawn.shape[-1] == seeds.image_size or upsampling == "nearest":
         return F.interpolate(drawn, size=size, mode="nearest")
     return F.interpolate(drawn, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
-
-
-# Fitting
 
 
 def fit_class_seeds(
@@ -464,13 +447,7 @@ def _pixels(images: np.ndarray, chosen: np.ndarray, side: int) -> Tensor:
 
 
 def to_frequencies(images: Tensor) -> Tensor:
-    """The orthonormal cosine transform of (N, C, H, W), of brightness and colour differences where C is 3.
-
-    Example:
-        >>> x = torch.rand(2, 3, 8, 8)
-        >>> bool(torch.allclose(from_frequencies(to_frequencies(x)), x, atol=1e-5))
-        True
-    """
+    """The orthonormal cosine transform of (N, C, H, W), of brightness and colour differences where C is 3."""
     rows, columns, axes = _cosines(images.shape[2]), _cosines(images.shape[3]), _opponents(images.shape[1])
     return rows @ torch.einsum("kc,nchw->nkhw", axes, images) @ columns.T
 

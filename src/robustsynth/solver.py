@@ -17,10 +17,6 @@ from robustsynth.loop import BestIterate, NonFiniteError, Problem, Step, pgd_ste
 FINISHED, STOPPED, FAILED, NOT_BEGUN = "finished", "stopped", "failed", "not begun"
 
 
-def _on_cpu(images: Tensor) -> Tensor:
-    return images.detach().cpu()
-
-
 @dataclass(frozen=True, eq=False)
 class Stated:
     """What a task wants of one batch of images.
@@ -34,7 +30,7 @@ class Stated:
     """
 
     problem: Problem
-    finish: Callable[[Tensor], Tensor] = _on_cpu
+    finish: Callable[[Tensor], Tensor] = lambda images: images.detach().cpu()
     labels: Tensor | None = None
     predicted: bool = False
     given: Mapping[str, Tensor] = field(default_factory=dict)
@@ -138,7 +134,6 @@ def solve(
             stated = state(padded, run, None if progress is None else progress.stated.finish(progress.iterates))
             best = BestIterate()
             iterates = pgd_steps(stated.problem, step_size=step_size, steps=steps, score_last=use_best)
-            # Libraries of graphics cards may add up gradients in another order each time; on a processor this is idle.
             while (step := _next(iterates)) is not None:
                 if use_best:
                     best.add(step)
@@ -152,6 +147,7 @@ def solve(
 
 
 def _next(iterates: Iterator[Step]) -> Step | None:
+    # Libraries of graphics cards may add up gradients in another order each time; on a processor this is idle.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         return next(iterates, None)
 
@@ -160,9 +156,7 @@ def _next(iterates: Iterator[Step]) -> Step | None:
 class ImageState:
     """What became of an image.
 
-    Attributes:
-        status: ``finished``, ``stopped``, ``failed`` or ``not begun``.
-        step: at which it stopped or failed.
+    `status` is ``finished``, ``stopped``, ``failed`` or ``not begun``; `step` is where it stopped or failed.
     """
 
     status: str
@@ -170,14 +164,7 @@ class ImageState:
 
 
 class Results:
-    """What a run of `solve` has given so far.
-
-    Args:
-        indices: of all images that were asked for.
-
-    Attributes:
-        last: the latest `Progress`.
-    """
+    """What a run of `solve` has given so far, of all images that were asked for."""
 
     def __init__(self, indices: Iterable[int]) -> None:
         self.indices = list(indices)
@@ -201,17 +188,10 @@ class Results:
     def states(self) -> list[ImageState]:
         """What became of each image, in the order of `indices`."""
         stopped = {} if self.under_way is None else dict.fromkeys(self.under_way.indices, self.under_way.taken)
-        found = []
-        for index in self.indices:
-            if index in self.failures:
-                found.append(ImageState(FAILED, self.failures[index]))
-            elif index in self.images:
-                found.append(ImageState(FINISHED))
-            elif index in stopped:
-                found.append(ImageState(STOPPED, stopped[index]))
-            else:
-                found.append(ImageState(NOT_BEGUN))
-        return found
+        found = {index: ImageState(STOPPED, step) for index, step in stopped.items()}
+        found |= {index: ImageState(FINISHED) for index in self.images}
+        found |= {index: ImageState(FAILED, step) for index, step in self.failures.items()}
+        return [found.get(index, ImageState(NOT_BEGUN)) for index in self.indices]
 
     def so_far(self) -> list[Tensor | None]:
         """Each image as it would be written now; None where it was not begun."""
@@ -224,9 +204,7 @@ class Results:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in the middle of a task.
 
-    Attributes:
-        images: each image as it had become, (C, H, W); None where it was not begun.
-        states: an `ImageState` of each.
+    It has `images` as they had become, (C, H, W), None where one was not begun; and `states`, an `ImageState` of each.
     """
 
     def __init__(self, results: Results) -> None:

@@ -134,15 +134,9 @@ def as_batch(model: Classifier, images: np.ndarray, labels: np.ndarray, chosen: 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The figures of a run, as far as it is.
+    """The figures of a run at radius `eps`: of `wanted` images, `done` are through all attempts.
 
-    Attributes:
-        eps: the radius.
-        wanted: images asked for.
-        done: images through all attempts.
-        clean: of those, correct without an attack.
-        left: of those, correct after each attempt and all before it, in order.
-        warnings: what the attack warns of, such as gradients of zero.
+    Of those, `clean` are correct without an attack, and `left` after each attempt and all before it, in order.
     """
 
     eps: float
@@ -221,11 +215,8 @@ class EvaluationRun:
     def run(self, *, workers: Workers = ALONE, on_images: Callable[[float], object] | None = None) -> EvaluationResult:
         """Do what is missing of this process's share, wait for the others, and return the result.
 
-        An interruption loses the attempt that is under way, on one batch; the same call continues.
-
-        Args:
-            workers: the processes; within their `joined`.
-            on_images: as for `evaluate_accuracy`; called for images that were done before, too.
+        To be called within the processes' `joined`. An interruption loses the attempt that is under way, on one batch;
+        the same call continues. `on_images` is called for images that were done before, too.
         """
         if self.run_folder is not None and workers.first:
             self.run_folder.begin()

@@ -80,12 +80,8 @@ class Attack(ABC):
     ) -> tuple[Tensor, list[str]]:
         """Which images stay correct under one attempt, (N,) booleans, and what there is to warn of.
 
-        Args:
-            attempt: one of `attempts`.
-            images: (N, C, H, W) in [0, 1], all of them correct without an attack.
-            labels: (N,).
-            numbers: of the images in the data, for random numbers that each image has of its own.
-            seed: of random numbers that all images of the batch share.
+        All images (N, C, H, W) are correct without an attack. Their `numbers` in the data are for random numbers that
+        each image has of its own, `seed` for those that all images of the batch share.
         """
 
     @abstractmethod
@@ -196,9 +192,6 @@ def logit_ratio(logits: Tensor, labels: Tensor) -> Tensor:
 
     Unlike the cross-entropy it does not change when the logits (N, K) are scaled, as by a softmax that saturates.
 
-    Raises:
-        UserError: K is below 3.
-
     Example:
         >>> logit_ratio(torch.tensor([[4.0, 2.0, 0.0], [2.0, 4.0, 0.0]]), torch.tensor([0, 0])).tolist()
         [-0.5, 0.5]
@@ -254,14 +247,12 @@ def apgd(
         images: (N, C, H, W) in [0, 1], which the constraint is centred on.
         labels: (N,) integers.
         constraint: a ball in ℓ2 or ℓ∞.
-        loss: ``ce`` or ``dlr``; see `LOSSES`.
-        steps: gradient steps.
+        loss: ``ce``, or ``dlr`` with three or more classes; see `LOSSES`.
         start: where to begin, such as at random; `images` where None.
         on_pass: called at each step.
 
     Raises:
-        UnknownNameError: no such loss.
-        UserError: a norm that APGD is not made for, ``dlr`` with fewer than three classes, or steps below 1.
+        UserError: no such loss, a norm that APGD is not made for, or steps below 1.
         NonFiniteError: a loss or a gradient is not finite.
 
     Example:
@@ -350,13 +341,6 @@ def random_squares(
         numbers: of the images, each of which has a generator of its own.
         seed: of the generators.
         queries: forward passes.
-
-    Example:
-        >>> bright = lambda x: torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 8.0)], 1)
-        >>> image, label = torch.full((1, 1, 4, 4), 0.6), torch.tensor([0])
-        >>> found = random_squares(bright, image, label, constraint=ball("linf", 0.2), numbers=[0], queries=50)
-        >>> bool(found.sum() < 8)
-        True
     """
 
     @torch.no_grad()

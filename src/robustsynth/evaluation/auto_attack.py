@@ -26,15 +26,10 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 """The attacks of the standard version, in its order."""
 NAMES = {"apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
 """The attacks as their authors write them."""
-_LOGGER = "auto-attack"
 
 
 def load_package() -> Any:
-    """The package ``pyautoattack``.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The package ``pyautoattack``; a `UserError` where it is not installed."""
     try:
         import pyautoattack
     except ImportError:
@@ -176,7 +171,7 @@ def _contained() -> Iterator[list[str]]:
             if text not in found and not text.startswith("with only 3 classes"):
                 found.append(text)
 
-    logger, handler = logging.getLogger(_LOGGER), Keep(logging.WARNING)
+    logger, handler = logging.getLogger("auto-attack"), Keep(logging.WARNING)
     propagate, trace = logger.propagate, sys.gettrace()
     logger.propagate = False
     logger.addHandler(handler)

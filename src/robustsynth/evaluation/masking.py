@@ -39,13 +39,7 @@ QUERIES = 500
 
 @dataclass(frozen=True)
 class Sign:
-    """One sign of masking.
-
-    Attributes:
-        name: what would be wrong.
-        seen: whether it was seen.
-        figures: what was measured, in words.
-    """
+    """One sign of masking: what would be wrong, whether it was seen, and what was measured, in words."""
 
     name: str
     seen: bool
