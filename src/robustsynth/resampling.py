@@ -1,4 +1,4 @@
-"""Resampling images to another size, back-projection, and blurring.
+"""Resampling images to another size, back-projection, blurring, and feathering the edge of a region.
 
 One small matrix for the rows and one for the columns give exact area averages, the kernels of Pillow, and gradients.
 """

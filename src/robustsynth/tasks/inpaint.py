@@ -26,7 +26,7 @@ class InpaintSettings(ImageSettings):
         fill: what the hole starts as: the ``mean`` colour (the paper's), a smooth ``laplace`` fill, or one that
             continues ``edges``.
         penalty: λ, weight of the mean squared difference from the known pixels.
-        only_inside: let steps change the hole alone, so that none of their length is spent outside.
+        only_inside: only pixels in the hole change, so that the whole step length is used there.
         keep_known: give the known pixels back exactly as they were.
         feather: pixels, at the model's image size, over which what is drawn fades into the fill within the hole's
             border, so that no frame shows; for `only_inside`.

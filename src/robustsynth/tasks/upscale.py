@@ -1,6 +1,6 @@
 """Super-resolution: enlarge, then descend the class's cross-entropy (Santurkar et al. 2019, Section 3.4, Equation 4).
 
-By itself the descent adds recognition and next to no fidelity. Back-projection, which keeps the averages of the result
+The descent alone makes the image more recognisable, but hardly closer to the original. Back-projection, which keeps the averages of the result
 equal to the small image, is what fidelity comes from; the two together are better than either.
 """
 

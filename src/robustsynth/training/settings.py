@@ -58,7 +58,7 @@ class TrainSettings:
         batch_size: images a step.
         accumulate: parts that each batch is worked through in, for less memory; batch norm sees a part at a time.
         learning_rate: the peak.
-        schedule: ``cosine`` to 0, ``one-cycle`` (linearly up, then linearly down to 0), or ``step`` by a tenth at each
+        schedule: ``cosine`` to 0, ``one-cycle`` (linearly up, then linearly down to 0), or ``step``, times 0.1 at each
             of `milestones`.
         milestones: epochs of the ``step`` schedule.
         warmup: share of all steps over which the rate rises linearly from 0; 0.4 for one-cycle where 0.
