@@ -1,7 +1,7 @@
 """Super-resolution: enlarge, then descend the class's cross-entropy (Santurkar et al. 2019, Section 3.4, Equation 4).
 
-The descent alone makes the image more recognisable, but hardly closer to the original. Back-projection, which keeps the averages of the result
-equal to the small image, is what fidelity comes from; the two together are better than either.
+The descent alone makes the image more recognisable, but hardly closer to the original. Back-projection, which keeps the
+averages of the result equal to the small image, brings it closer; the two together are better than either.
 """
 
 from __future__ import annotations
